@@ -1,0 +1,234 @@
+"""Every pluggable thing, two or three methods each. What plugs in is decided in `node.wiring` alone.
+
+Beside each port stands its check kit in `market.testing`; built-ins and plugins run the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from typing import Literal, Protocol
+
+from market.channel import Channel
+from market.identity import Binding, PeerId
+from market.message import Body, Message
+from market.offer import CheckedOffer, SignedOffer
+from market.quote import SignedQuote
+from market.receipt import Receipt, SignedReceipt
+from market.task import ChatMessage, Sampling, TaskId
+from market.values import value
+from market.voucher import ChannelTerms, Opening
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """Unix time in milliseconds."""
+
+
+# ---- engines -------------------------------------------------------------------------------------
+
+
+@value
+class Job:
+    """`prompt` token ids to continue. Generation ends at any of `end_tokens` (not emitted) or after
+    `max_tokens`. A lower `priority` number is admitted first."""
+
+    task: TaskId
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    end_tokens: frozenset[int]
+    priority: int = 0
+
+
+@value
+class Generated:
+    """Tokens since the last one; `finish` is set on the last item only."""
+
+    tokens: tuple[int, ...]
+    finish: Literal["", "stop", "length"] = ""
+
+
+@value
+class EngineInfo:
+    """`name` is the engine class that a replay needs: `llama.cpp/0.3.36/cpu-avx512/q4_0`. `context` is tokens per slot."""
+
+    name: str
+    context: int
+    slots: int
+
+
+@value
+class EngineLoad:
+    running: int
+    waiting: int
+
+
+class Engine(Protocol):
+    info: EngineInfo
+
+    def generate(self, job: Job) -> AsyncGenerator[Generated]:
+        """Stream a job's tokens. Closing the generator cancels the job within one decode step.
+
+        A slow reader is waited for: at most a bounded number of tokens is generated ahead.
+        Raises EngineFailed if the worker dies or hangs; RequestInvalid if the job can never fit.
+        """
+
+    def load(self) -> EngineLoad: ...
+
+
+class Tokenizer(Protocol):
+    """A model's tokenizer and chat template, from its manifest: the weights are not needed."""
+
+    end_tokens: frozenset[int]
+
+    def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Token ids of the rendered chat, generation prompt included; raises RequestInvalid if the template refuses."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for (maybe part of a character); empty for control tokens."""
+
+
+# ---- network -------------------------------------------------------------------------------------
+
+
+class Conversation(Protocol):
+    """One task's messages between two peers, in order, both ways."""
+
+    peer: PeerId
+    task: TaskId
+
+    async def send(self, body: Body) -> None:
+        """Raises PeerGone."""
+
+    async def receive(self, timeout_s: float) -> Message:
+        """The next message. Raises PeerGone, PeerTimedOut, or PeerBrokeProtocol for a frame that does not parse."""
+
+    async def aclose(self) -> None: ...
+
+
+class Network(Protocol):
+    peer: PeerId
+
+    async def open_conversation(self, peer: PeerId, task: TaskId) -> Conversation:
+        """Reuses the long-lived stream to `peer`. Raises PeerGone or PeerTimedOut."""
+
+    async def announce(self, offer: SignedOffer) -> None:
+        """Publish our offer to everyone, now and to peers that connect later, until it expires."""
+
+    def offers(self) -> Sequence[CheckedOffer]:
+        """Live offers of other peers, checked; one per peer, the newest."""
+
+
+# ---- verification --------------------------------------------------------------------------------
+
+
+@value
+class Commitment:
+    """What a transcript commits to so far. `root` is RFC 6962 over the chunks; of none, it is sha-256 of nothing."""
+
+    tokens: int
+    chunks: int
+    head: bytes
+    root: bytes
+
+
+class Transcript(Protocol):
+    """The hash chain and Merkle tree over the chunks of one answer; see `verifier.transcript`."""
+
+    def add(self, token: int, text: bytes) -> bytes | None:
+        """Append a token; the new chain head if a chunk closed with it."""
+
+    def close_chunk(self) -> Commitment:
+        """Close the open chunk, if it holds anything, and commit. Both sides do this at each receipt."""
+
+
+@value
+class Expectation:
+    """What the buyer knows for itself when a receipt arrives."""
+
+    network: str
+    rail: str
+    client: PeerId
+    provider: Binding
+    provider_binding_cid: str
+    channel: bytes
+    task: TaskId
+    quote: SignedQuote
+    prompt: bytes
+    sampling: bytes
+    tokens_in: int
+    commitment: Commitment
+    previous: Receipt | None
+
+
+class Verifier(Protocol):
+    def open_transcript(self, *, task: TaskId, quote: bytes, prompt: bytes, sampling: bytes) -> Transcript: ...
+
+    def check_receipt(self, signed: SignedReceipt, expected: Expectation) -> Receipt:
+        """The receipt inside, once everything the buyer can know holds; raises PeerBrokeProtocol naming what does not."""
+
+
+# ---- money ---------------------------------------------------------------------------------------
+
+
+@value
+class Balances:
+    """All in 10^-18 OCTO. available + locked + spent = granted + (nothing else); `earned` comes from others."""
+
+    granted: int
+    available: int
+    locked: int
+    spent: int
+    earned: int
+
+
+class Rail(Protocol):
+    """How channels come to hold money, and how vouchers become money."""
+
+    name: str
+
+    async def open_channel(self, terms: ChannelTerms, deposit: int) -> Opening:
+        """Lock `deposit` for the payee. Raises InsufficientFunds."""
+
+    async def check_channel(self, opening: Opening) -> int:
+        """The deposit that really stands behind a channel someone opened to us; raises PaymentRefused."""
+
+    async def balances(self) -> Balances: ...
+
+
+class Books(Protocol):
+    """Where money and receipts are written down before they count."""
+
+    async def save(self, channel: Channel | None, *, receipts: Iterable[ReceiptRecord] = ()) -> None:
+        """Write all of it or nothing, durably, before returning. A channel replaces its older state only if not lower."""
+
+    async def channels(self) -> Sequence[Channel]: ...
+
+    async def receipts(self, *, task: TaskId) -> Sequence[ReceiptRecord]: ...
+
+
+@value
+class ReceiptRecord:
+    """A receipt with all that is needed to check it offline, plus what its holder may need later.
+
+    `tokens` are the generated token ids so far, `chunk_sizes` how many each chunk holds, `text_sizes`
+    how many UTF-8 bytes; `salt` opens the prompt's hash to whoever knows the prompt.
+    """
+
+    role: Literal["client", "provider"]
+    receipt: SignedReceipt
+    quote: SignedQuote
+    binding: bytes
+    tokens: tuple[int, ...]
+    chunk_sizes: tuple[int, ...]
+    text_sizes: tuple[int, ...]
+    text_digests: tuple[bytes, ...]
+    salt: bytes
+
+
+class Standing(Protocol):
+    """What this node remembers of each provider: how fast, how reliable, who took a prepayment and stayed silent."""
+
+    def of(self, peer: PeerId) -> Mapping[str, float]: ...
+
+    def note(self, peer: PeerId, **facts: float) -> None: ...
