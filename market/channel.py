@@ -9,7 +9,6 @@ voucher that is smaller, stale, over the deposit, or whose root it cannot reprod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -26,6 +25,8 @@ from market.voucher import (
     check_voucher_signature,
     sign_voucher,
 )
+
+TAIL_LIMIT = 128
 
 
 class ChannelState(Word):
@@ -49,7 +50,9 @@ _STEPS = {
 
 @value
 class Channel:
-    """`role` is ours. `receipts` is the tree over every receipt digest this channel paid for."""
+    """`role` is ours. `receipts` is the tree over what this channel paid for: for each task the quote's
+    digest (its input), then its receipts' digests. `tail` keeps the payer's last leaves, to be sent
+    again to a payee that missed them."""
 
     role: Literal["payer", "payee"]
     peer: PeerId
@@ -59,6 +62,7 @@ class Channel:
     state: ChannelState = ChannelState.OPEN
     paid: Amount = 0
     receipts: Peaks = Peaks()
+    tail: tuple[bytes, ...] = ()
     voucher: Voucher | None = None
 
     @property
@@ -79,9 +83,13 @@ def step(channel: Channel, action: ChannelStep) -> Channel:
 
 
 def pay(
-    channel: Channel, amount: int, added: Sequence[bytes], session_key: WalletSigner
+    channel: Channel, amount: int, leaf: bytes, session_key: WalletSigner, *, taken: int | None = None
 ) -> tuple[Channel, VoucherFrame]:
-    """Payer: raise what was paid by `amount` for the receipts `added`; raises InsufficientFunds over the deposit."""
+    """Payer: raise what was paid by `amount` for `leaf` (a quote's or receipt's digest).
+
+    `taken` is the number of leaves that the payee holds, when it may be less than we sent. Raises
+    InsufficientFunds over the deposit, StepNotAllowed when the payee lacks more than the tail holds.
+    """
     step(channel, ChannelStep.PAY)
     paid = channel.paid + amount
     if amount < 0 or paid > channel.deposit:
@@ -90,10 +98,15 @@ def pay(
             f"{format_octo(amount)} more does not fit.",
             next_step="A new channel is opened for the next task.",
         )
-    receipts = channel.receipts.extend(added)
+    missed = 0 if taken is None else channel.receipts.size - taken
+    if not 0 <= missed <= len(channel.tail):
+        raise StepNotAllowed("the payee lost more of this channel than can be sent again.")
+    added = (*channel.tail[len(channel.tail) - missed :], leaf)
+    receipts = channel.receipts.append(leaf)
     voucher = sign_voucher(channel.terms, paid, receipts.root(), session_key)
-    frame = VoucherFrame(voucher=voucher, leaves=receipts.size, added=tuple(added))
-    return replace(channel, paid=paid, receipts=receipts, voucher=voucher), frame
+    frame = VoucherFrame(voucher=voucher, leaves=receipts.size, added=added)
+    tail = (*channel.tail, leaf)[-TAIL_LIMIT:]
+    return replace(channel, paid=paid, receipts=receipts, tail=tail, voucher=voucher), frame
 
 
 def take(channel: Channel, frame: VoucherFrame) -> Channel:
@@ -106,12 +119,15 @@ def take(channel: Channel, frame: VoucherFrame) -> Channel:
         raise PaymentRefused(
             f"the voucher of {format_octo(voucher.amount)} is over the deposit of {format_octo(channel.deposit)}."
         )
-    if voucher.amount < channel.paid:
+    if voucher.amount < channel.paid or frame.leaves <= channel.receipts.size:
         raise PaymentRefused(
-            f"the voucher of {format_octo(voucher.amount)} is below the last one of {format_octo(channel.paid)}."
+            f"the voucher of {format_octo(voucher.amount)} is stale: the last one was for {format_octo(channel.paid)}."
         )
-    receipts = channel.receipts.extend(frame.added)
-    if frame.leaves != receipts.size or voucher.receipts_root != receipts.root():
+    missing = frame.leaves - channel.receipts.size
+    if missing > len(frame.added):
+        raise PaymentRefused(f"{missing - len(frame.added)} receipts before this voucher are missing.")
+    receipts = channel.receipts.extend(frame.added[len(frame.added) - missing :])
+    if voucher.receipts_root != receipts.root():
         raise PaymentRefused("the voucher's receipts root does not follow from the receipts it names.")
     check_voucher_signature(channel.terms, voucher)
     return replace(channel, paid=voucher.amount, receipts=receipts, voucher=voucher)

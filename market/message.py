@@ -51,13 +51,18 @@ class CallForProposals:
     mode: Mode
     privacy: Privacy
     rail: Annotated[str, Field(max_length=128)]
+    channel: Digest | None = None
 
 
 @value
 class Propose:
+    """`taken` is how many leaves of the named channel the seller holds: after a broken connection the
+    buyer sends again what is missing."""
+
     kind: Literal["propose"] = "propose"
     quote: SignedQuote
     binding: SignedBinding
+    taken: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
 
 @value
@@ -101,8 +106,8 @@ class TaskRequest:
 
 @value
 class Tokens:
-    """Generated tokens from absolute output position `start`; `head` is the transcript's chain head
-    whenever a chunk closed at the end of this message."""
+    """Generated tokens from absolute output position `start`. With `head`, the open chunk closes after
+    them and `head` is the transcript's chain head then."""
 
     kind: Literal["tokens"] = "tokens"
     start: Annotated[int, Field(ge=0, lt=2**31)]

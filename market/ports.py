@@ -50,7 +50,8 @@ class Generated:
 
 @value
 class EngineInfo:
-    """`name` is the engine class that a replay needs: `llama.cpp/0.3.36/cpu-avx512/q4_0`. `context` is tokens per slot."""
+    """`name` is the engine class that a replay needs, like `llama.cpp/0.3.36/cpu-avx512/q4_0`.
+    `context` is tokens per slot."""
 
     name: str
     context: int
@@ -86,6 +87,13 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for (maybe part of a character); empty for control tokens."""
+
+
+class Tokenizers(Protocol):
+    async def tokenizer(self, model: str) -> Tokenizer:
+        """The tokenizer of a manifest CID, fetched and verified if need be.
+
+        Raises ModelUnknown or ContentUnavailable."""
 
 
 # ---- network -------------------------------------------------------------------------------------
@@ -165,7 +173,7 @@ class Verifier(Protocol):
     def open_transcript(self, *, task: TaskId, quote: bytes, prompt: bytes, sampling: bytes) -> Transcript: ...
 
     def check_receipt(self, signed: SignedReceipt, expected: Expectation) -> Receipt:
-        """The receipt inside, once everything the buyer can know holds; raises PeerBrokeProtocol naming what does not."""
+        """The receipt inside, once all that the buyer can know holds; raises PeerBrokeProtocol naming what does not."""
 
 
 # ---- money ---------------------------------------------------------------------------------------
@@ -200,7 +208,7 @@ class Books(Protocol):
     """Where money and receipts are written down before they count."""
 
     async def save(self, channel: Channel | None, *, receipts: Iterable[ReceiptRecord] = ()) -> None:
-        """Write all of it or nothing, durably, before returning. A channel replaces its older state only if not lower."""
+        """Write all of it or nothing, durably, before returning. A channel never replaces a higher state."""
 
     async def channels(self) -> Sequence[Channel]: ...
 

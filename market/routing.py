@@ -1,0 +1,141 @@
+"""Who shall do it: which offers can serve a task, in which order, and why each other one cannot.
+
+Pure: `choose` decides on values alone. Policies compose by wrapping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from market.identity import short
+from market.money import cost, format_octo
+from market.offer import CheckedOffer, ModelOffer
+from market.task import Mode, Privacy, TaskId
+from market.values import value
+
+
+@value
+class Needs:
+    """What a task needs of a provider. `own` are the peers that may see `private` prompts."""
+
+    task: TaskId
+    model: str
+    tokens_in: int
+    max_tokens: int
+    mode: Mode
+    privacy: Privacy
+    rail: str
+    own: frozenset[str]
+
+
+@value
+class Candidate:
+    offer: CheckedOffer
+    model: ModelOffer
+    max_cost: int
+    standing: Mapping[str, float]
+
+    @property
+    def peer(self) -> str:
+        return self.offer.offer.peer
+
+
+@value
+class Choice:
+    """`ranked`, best first; `refused` maps every other peer to the reason; `because` explains the first."""
+
+    ranked: tuple[Candidate, ...]
+    refused: Mapping[str, str]
+    because: str
+
+
+class Policy(Protocol):
+    name: str
+
+    def score(self, candidate: Candidate, needs: Needs) -> float:
+        """Lower is better."""
+
+
+class Cheapest:
+    name = "cheapest"
+
+    def score(self, candidate: Candidate, needs: Needs) -> float:  # noqa: ARG002 - the port's shape
+        return float(candidate.max_cost)
+
+
+class Fastest:
+    """Expected seconds to the whole answer: what we measured of the peer, else what it says of itself."""
+
+    name = "fastest"
+
+    def score(self, candidate: Candidate, needs: Needs) -> float:
+        rate = candidate.standing.get("tokens_per_s") or float(candidate.model.tokens_per_s or 1)
+        return candidate.standing.get("first_token_ms", 200.0) / 1000 + needs.max_tokens / rate
+
+
+class Reliable:
+    """Wraps a policy: a peer that failed lately costs more, in proportion."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.name = inner.name
+        self._inner = inner
+
+    def score(self, candidate: Candidate, needs: Needs) -> float:
+        return self._inner.score(candidate, needs) * (1 + 9 * candidate.standing.get("failure_rate", 0.0))
+
+
+def choose(
+    needs: Needs, offers: Sequence[CheckedOffer], standing: Mapping[str, Mapping[str, float]], policy: Policy
+) -> Choice:
+    ranked: list[tuple[float, bytes, Candidate]] = []
+    refused: dict[str, str] = {}
+    for checked in offers:
+        peer = checked.offer.peer
+        model = next((m for m in checked.offer.models if m.model == needs.model), None)
+        reason = _why_not(needs, checked, model)
+        if reason is not None or model is None:
+            refused[peer] = reason or "does not serve this model"
+            continue
+        candidate = Candidate(
+            offer=checked, model=model, max_cost=_max_cost(needs, model), standing=standing.get(peer, {})
+        )
+        # Equal scores are spread over peers by task, so that two equal providers share the work.
+        spread = hashlib.sha256(needs.task + peer.encode()).digest()
+        ranked.append((policy.score(candidate, needs), spread, candidate))
+    ranked.sort(key=lambda entry: entry[:2])
+    candidates = tuple(candidate for _, _, candidate in ranked)
+    return Choice(ranked=candidates, refused=refused, because=_because(candidates, policy))
+
+
+def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> str | None:
+    offer = checked.offer
+    if model is None:
+        return "does not serve this model"
+    if needs.privacy is Privacy.PRIVATE and offer.peer not in needs.own:
+        return "is not one of your own nodes, and the task is private"
+    if needs.privacy is Privacy.CONFIDENTIAL and offer.peer not in needs.own:
+        return "has no attested enclave, and the task is confidential"
+    if needs.privacy not in offer.privacy and offer.peer not in needs.own:
+        return f"does not take {needs.privacy} tasks"
+    if needs.mode not in model.modes:
+        return f"does not serve {needs.mode} mode"
+    if needs.rail not in offer.rails:
+        return f"is paid over {', '.join(offer.rails) or 'nothing'}, not {needs.rail}"
+    if needs.tokens_in + needs.max_tokens > model.context:
+        return f"its context is {model.context} tokens, {needs.tokens_in + needs.max_tokens} are needed"
+    return None
+
+
+def _max_cost(needs: Needs, model: ModelOffer) -> int:
+    return cost(tokens=needs.tokens_in, price_per_million=model.price_in) + cost(
+        tokens=needs.max_tokens, price_per_million=model.price_out
+    )
+
+
+def _because(ranked: tuple[Candidate, ...], policy: Policy) -> str:
+    if not ranked:
+        return "nobody can serve it"
+    first = ranked[0]
+    return f"{policy.name} of {len(ranked)}: {short(first.peer)} at most {format_octo(first.max_cost)}"
