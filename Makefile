@@ -1,0 +1,46 @@
+# Every target does its own set-up. A second run costs a fraction of a second: see scripts/set_up.py.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := .venv/bin
+
+.PHONY: help setup model demo test test-all lint bench docs lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## virtual environment, locked dependencies, system packages
+	@test -n "$(PYTHON)" || { echo "octo-node needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) scripts/set_up.py
+
+model: setup ## the default model, downloaded and requantised into .cache/models
+	@$(RUN)/python scripts/prepare_model.py
+
+demo: model ## a small real market on this machine: prompt, negotiation, answer, receipt, payment
+	@$(RUN)/octo-node demo
+
+test: model ## the tests (no heavy ones)
+	@$(RUN)/python -m pytest -m "not heavy" --durations=10
+
+test-all: model ## all tests, the heavy ones too
+	@$(RUN)/python -m pytest --durations=10
+
+lint: setup ## ruff, format, mypy --strict
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(RUN)/mypy
+
+bench: model ## each figure beside its rival's, from the same run
+	@$(RUN)/python -m bench
+
+docs: setup ## links, and make targets named in the docs
+	@$(RUN)/python scripts/check_docs.py
+
+lock: setup ## resolve pyproject.toml anew into requirements/
+	@$(PYTHON) scripts/lock.py
+
+clean: ## remove what the set-up made
+	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
