@@ -5,7 +5,6 @@ Standard library only: it runs before anything is installed. Knows commands and 
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import threading
@@ -72,17 +71,6 @@ def run_step(
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         raise StepFailed("\n".join([*tail, f"[octo] {title}: failed with exit code {code}. All of its output: {log}"]))
     print(f"[octo]   done in {_clock(time.monotonic() - started)}", flush=True)
-
-
-def counter(pattern: str, words: str) -> ReadLine:
-    """A ReadLine for output such as `[12/193] …`: the groups of `pattern` fill `words`."""
-    compiled = re.compile(pattern)
-
-    def read(line: str) -> str | None:
-        found = compiled.search(line)
-        return words.format(*found.groups()) if found else None
-
-    return read
 
 
 def _tick(title: str, started: float, state: Mapping[str, str], done: threading.Event) -> None:
