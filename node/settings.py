@@ -1,0 +1,213 @@
+"""Every setting of a node: one frozen tree with defaults that work on a laptop with no configuration at all.
+
+Reads nothing: built by hand in a test it holds what it was given, and `node.config` is what fills it from
+the command line, the environment and a file. People write amounts in OCTO; here they are 10^-18 OCTO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StringConstraints,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from market.errors import RequestInvalid
+from market.money import OCTO, parse_octo
+from market.task import Privacy
+
+PREFIX = "OCTO_"
+_DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4001"
+
+
+def octo_from_text(raw: object) -> int:
+    """Settings speak OCTO ("0.10", 5, 0.1); the node counts in 10^-18."""
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+        raise ValueError('write an amount of OCTO, like "0.10"')  # noqa: TRY004 - pydantic reports ValueError only
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise ValueError("is not a finite amount of OCTO")
+    try:
+        return parse_octo(str(raw))
+    except RequestInvalid as error:
+        raise ValueError(str(error)) from None
+    except ArithmeticError:  # 1e999999999
+        raise ValueError("is no amount of OCTO") from None
+
+
+def _listed(raw: object) -> object:
+    """`a,b` in the environment is a list, as `["a", "b"]` is in a file."""
+    return tuple(part.strip() for part in raw.split(",") if part.strip()) if isinstance(raw, str) else raw
+
+
+def _multiaddr(raw: object) -> object:
+    if not isinstance(raw, str) or not raw.startswith("/") or len(raw) > 512 or any(c.isspace() for c in raw):
+        raise ValueError("is not a multiaddr, like /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW…")
+    return raw
+
+
+def _whole_path(path: Path) -> Path:
+    """Absolute, `~` expanded: the node may change its folder, the setting must not."""
+    return path.expanduser().absolute()
+
+
+Octo = Annotated[int, BeforeValidator(octo_from_text)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
+Multiaddrs = Annotated[tuple[Annotated[str, BeforeValidator(_multiaddr)], ...], NoDecode, BeforeValidator(_listed)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Api(_Section):
+    """The private HTTP API. Port 0 takes any free one."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+
+
+class Content(_Section):
+    """The public, read-only listener for model blocks. Without a host it listens where the mesh does."""
+
+    host: Host | None = None
+    port: Port = 0
+
+
+class Mesh(_Section):
+    """Where libp2p listens. mDNS finds peers on the local network."""
+
+    listen: Multiaddrs = (_DEFAULT_LISTEN,)
+    mdns: bool = True
+
+
+class EngineSettings(_Section):
+    """`workers` processes (none: one a core) of `threads` threads; each serves `slots` tasks of `context` tokens."""
+
+    workers: Annotated[int, Field(ge=1, le=256)] | None = None
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    slots: Annotated[int, Field(ge=1, le=256)] = 8
+    context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
+
+
+class Prices(_Section):
+    """What we ask, in OCTO per million tokens."""
+
+    input: Octo = OCTO // 10
+    output: Octo = 3 * OCTO // 10
+
+
+class Payment(_Section):
+    """`grant`: what the local ledger gives this node. `deposit`: what a new channel locks. `deposit_cap`: the most
+    that one channel may hold, ours or a client's. `credit`: what we deliver ahead of vouchers, to all clients
+    together. `prepaid_per_day`: the most that we prepay for input in a day."""
+
+    tick_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    tick_s: Annotated[float, Field(ge=0.1, le=60)] = 2.0
+    grant: Octo = 100 * OCTO
+    deposit: Octo = 5 * OCTO
+    deposit_cap: Octo = 10 * OCTO
+    credit: Octo = OCTO // 100
+    prepaid_per_day: Octo = OCTO
+
+
+class RoutingSettings(_Section):
+    policy: Literal["cost", "speed"] = "cost"
+    privacy: Privacy = Privacy.SHARED
+
+
+class Limits(_Section):
+    """Of the HTTP API: the largest body, and how many requests may be under way at once."""
+
+    body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    requests: Annotated[int, Field(ge=1, le=100_000)] = 64
+
+
+class LogSettings(_Section):
+    """`to = "file"` writes `node.log` in the data folder."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    to: Literal["stderr", "file"] = "stderr"
+
+
+class Settings(BaseSettings):
+    """All settings. Amounts are 10^-18 OCTO here, OCTO where people write them. Use `node.config.load_settings`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", validate_default=False
+    )
+
+    data_dir: Annotated[Path, AfterValidator(_whole_path)] = Field(default_factory=lambda: _whole_path(Path("~/.octo")))
+    network: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")] = "octo"
+    join: Multiaddrs = ()
+    provide: bool = True
+    model: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = "default"
+    wallet_password: SecretStr | None = None
+    wallet_password_file: Annotated[Path, AfterValidator(_whole_path)] | None = None
+    api: Api = Api()
+    content: Content = Content()
+    mesh: Mesh = Mesh()
+    engine: EngineSettings = EngineSettings()
+    prices: Prices = Prices()
+    payment: Payment = Payment()
+    routing: RoutingSettings = RoutingSettings()
+    limits: Limits = Limits()
+    log: LogSettings = LogSettings()
+
+    # What `node.config` knows about where each value came from.
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's shape
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should hear about these settings though nothing is wrong with them."""
+        return self._notes
+
+    def remember(self, sources: Mapping[str, str], *, notes: tuple[str, ...] = ()) -> None:
+        """Keep where each value came from, and what a person should hear; for `node.config`."""
+        self._sources = dict(sources)
+        self._notes = notes
+
+    def source_of(self, key: str) -> str:
+        """Where `api.port` was set; `default` if nowhere."""
+        return self._sources.get(key, "default")
+
+    def api_ports(self) -> tuple[int, ...]:
+        """Ports to try in turn: a second node on one machine finds a free one, unless the user named the port."""
+        return (self.api.port,) if "port" in self.api.model_fields_set else (self.api.port, 0)
+
+    def listen_choices(self) -> tuple[tuple[str, ...], ...]:
+        """Mesh addresses to try in turn, by the same rule."""
+        if "listen" in self.mesh.model_fields_set:
+            return (self.mesh.listen,)
+        return self.mesh.listen, tuple(address.rpartition("/")[0] + "/0" for address in self.mesh.listen)
+
+    def content_host(self) -> str:
+        """Where the content listener binds: where the mesh listens, so that both are public or neither is."""
+        if self.content.host is not None:
+            return self.content.host
+        kind, host = (*self.mesh.listen[0].split("/"), "", "")[1:3] if self.mesh.listen else ("", "")
+        return host if kind in ("ip4", "ip6") else "127.0.0.1"
