@@ -1,0 +1,1 @@
+"""Models by content: CIDs, store, verified fetching, sources, signed manifests, tokenizers. Knows market/ only."""

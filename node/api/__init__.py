@@ -1,0 +1,1 @@
+"""The HTTP doors of a node, one module each."""
