@@ -5,7 +5,7 @@ Beside each port stands its check kit in `market.testing`; built-ins and plugins
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from market.channel import Channel
@@ -14,6 +14,7 @@ from market.message import Body, Message
 from market.offer import CheckedOffer, SignedOffer
 from market.quote import SignedQuote
 from market.receipt import Receipt, SignedReceipt
+from market.record import Commitment, ReceiptRecord, Transcript
 from market.task import ChatMessage, Sampling, TaskId
 from market.values import value
 from market.voucher import ChannelTerms, Opening
@@ -22,6 +23,10 @@ from market.voucher import ChannelTerms, Opening
 class Clock(Protocol):
     def now_ms(self) -> int:
         """Unix time in milliseconds."""
+
+
+Random = Callable[[int], bytes]
+"""So many cryptographically random bytes."""
 
 
 # ---- engines -------------------------------------------------------------------------------------
@@ -131,26 +136,6 @@ class Network(Protocol):
 
 
 @value
-class Commitment:
-    """What a transcript commits to so far. `root` is RFC 6962 over the chunks; of none, it is sha-256 of nothing."""
-
-    tokens: int
-    chunks: int
-    head: bytes
-    root: bytes
-
-
-class Transcript(Protocol):
-    """The hash chain and Merkle tree over the chunks of one answer; see `verifier.transcript`."""
-
-    def add(self, token: int, text: bytes) -> bytes | None:
-        """Append a token; the new chain head if a chunk closed with it."""
-
-    def close_chunk(self) -> Commitment:
-        """Close the open chunk, if it holds anything, and commit. Both sides do this at each receipt."""
-
-
-@value
 class Expectation:
     """What the buyer knows for itself when a receipt arrives."""
 
@@ -213,25 +198,6 @@ class Books(Protocol):
     async def channels(self) -> Sequence[Channel]: ...
 
     async def receipts(self, *, task: TaskId) -> Sequence[ReceiptRecord]: ...
-
-
-@value
-class ReceiptRecord:
-    """A receipt with all that is needed to check it offline, plus what its holder may need later.
-
-    `tokens` are the generated token ids so far, `chunk_sizes` how many each chunk holds, `text_sizes`
-    how many UTF-8 bytes; `salt` opens the prompt's hash to whoever knows the prompt.
-    """
-
-    role: Literal["client", "provider"]
-    receipt: SignedReceipt
-    quote: SignedQuote
-    binding: bytes
-    tokens: tuple[int, ...]
-    chunk_sizes: tuple[int, ...]
-    text_sizes: tuple[int, ...]
-    text_digests: tuple[bytes, ...]
-    salt: bytes
 
 
 class Standing(Protocol):

@@ -1,0 +1,233 @@
+"""The buying story, in order: choose, negotiate, call, stream, verify, pay.
+
+`Buyer.buy` hands out a Purchase to read from; the story behind it runs as a task of the buyer's own, so
+that a reader who hangs up does not leave the provider unpaid. One candidate's part is `market.deal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+
+from market.deal import Deal, DealParts
+from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
+from market.identity import PeerId
+from market.offer import CheckedOffer
+from market.ports import Network, Tokenizers
+from market.reception import Outcome
+from market.routing import Choice, Needs, Policy, choose
+from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId
+from market.values import value
+
+log = structlog.get_logger()
+
+SILENT_LIMIT = 3
+
+
+@value
+class Order:
+    """What the user asks for. `max_tokens` None means: as many as fit, up to the buyer's own default."""
+
+    model: str
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    mode: Mode = Mode.REALTIME
+    privacy: Privacy = Privacy.SHARED
+
+
+@value
+class BuyerTerms:
+    """`attempts` is how many providers are tried before the first token; `own_peers` may see private prompts."""
+
+    attempts: int = 3
+    default_max_tokens: int = 1024
+    close_timeout_s: float = 5.0
+    own_peers: frozenset[str] = frozenset()
+
+
+@value
+class Delta:
+    """A piece of the answer: text that may be shown now, and how many tokens it took."""
+
+    text: str
+    tokens: int
+
+
+class Purchase:
+    """An answer in the making. Iterate over its deltas; then `outcome` is set."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.outcome: Outcome | None = None
+        self.cancelled = asyncio.Event()
+        self._queue: asyncio.Queue[Delta | OctoError | None] = asyncio.Queue()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Raises the OctoError that ended the answer, if one did."""
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, OctoError):
+                raise item
+            yield item
+
+    def cancel(self) -> None:
+        """Nobody reads on: stop the provider, settle what was delivered."""
+        self.cancelled.set()
+
+    def put(self, item: Delta | OctoError | None) -> None:
+        self._queue.put_nowait(item)  # bounded by max_tokens, so a slow reader needs no other bound
+
+
+class Buyer:
+    def __init__(
+        self,
+        *,
+        parts: DealParts,
+        network: Network,
+        offers: Callable[[], Sequence[CheckedOffer]],
+        tokenizers: Tokenizers,
+        policy: Policy,
+        terms: BuyerTerms,
+    ) -> None:
+        self._parts = parts
+        self._network = network
+        self._offers = offers
+        self._tokenizers = tokenizers
+        self._policy = policy
+        self._terms = terms
+        self._running: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def buy(self, order: Order) -> AsyncIterator[Purchase]:
+        """Start buying; leaving the block before the end cancels, and settles in the background."""
+        purchase = Purchase(order)
+        story = asyncio.create_task(self._tell(purchase))
+        self._running.add(story)
+        story.add_done_callback(self._running.discard)
+        try:
+            yield purchase
+        finally:
+            if not story.done():
+                purchase.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel what runs and give it a moment to settle."""
+        running = list(self._running)
+        if running:
+            _, late = await asyncio.wait(running, timeout=self._terms.close_timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _tell(self, purchase: Purchase) -> None:
+        try:
+            purchase.outcome = await self._story(purchase)
+        except OctoError as error:
+            purchase.put(error)
+        except Exception:
+            log.exception("purchase_failed")
+            purchase.put(OctoError("this node made a mistake.", next_step="Its log says more."))
+        finally:
+            purchase.put(None)
+
+    async def _story(self, purchase: Purchase) -> Outcome:
+        order = purchase.order
+        tokenizer = await self._tokenizers.tokenizer(order.model)
+        prompt = tokenizer.render(order.messages)
+        task_id = TaskId(self._parts.random(32))
+        task = self._task(order, len(prompt))
+        choice = self._choose(task_id, task, len(prompt))
+        failures: dict[str, str] = {}
+        for candidate in choice.ranked[: self._terms.attempts]:
+            deal = Deal(
+                parts=self._parts,
+                candidate=candidate,
+                task_id=task_id,
+                task=task,
+                prompt=prompt,
+                tokenizer=tokenizer,
+                cancelled=purchase.cancelled,
+                emit=lambda text, tokens: purchase.put(Delta(text=text, tokens=tokens)),
+            )
+            try:
+                conversation = await self._network.open_conversation(PeerId(candidate.peer), task_id)
+                outcome = await deal.story(conversation)
+            except PeerError as error:
+                log.info("provider_failed", task=task_id.hex(), peer=candidate.peer, why=str(error))
+                self._note_failure(deal, candidate.peer)
+                if deal.started or purchase.cancelled.is_set():
+                    raise
+                failures[candidate.peer] = str(error)
+            else:
+                chosen = {c.peer: "was not the best by that measure" for c in choice.ranked if c is not candidate}
+                return outcome.explained(choice.because, {**choice.refused, **chosen}, failures)
+        raise NoProvider(
+            "every provider that was tried failed.",
+            reasons={**choice.refused, **failures},
+            next_step="Try again in a moment; `octo-node offers` shows who is there.",
+        )
+
+    def _task(self, order: Order, tokens_in: int) -> ChatTask:
+        contexts = [
+            model.context for checked in self._offers() for model in checked.offer.models if model.model == order.model
+        ]
+        room = max(contexts, default=0) - tokens_in
+        if contexts and room < 1:
+            raise PromptTooLong(
+                f"the prompt is {tokens_in} tokens long, the largest context on offer is {max(contexts)}.",
+                next_step="Shorten the messages.",
+                param="messages",
+            )
+        if contexts and order.max_tokens is not None and order.max_tokens > room:
+            raise PromptTooLong(
+                f"{tokens_in} prompt tokens and max_tokens {order.max_tokens} do not fit in the largest context on"
+                f" offer, {max(contexts)}.",
+                next_step=f"Ask for at most {room} tokens.",
+                param="max_tokens",
+            )
+        return ChatTask(
+            model=order.model,
+            messages=order.messages,
+            sampling=order.sampling,
+            max_tokens=order.max_tokens or max(1, min(room, self._terms.default_max_tokens)),
+            stop=order.stop,
+            mode=order.mode,
+            privacy=order.privacy,
+            salt=self._parts.random(32),
+        )
+
+    def _choose(self, task_id: TaskId, task: ChatTask, tokens_in: int) -> Choice:
+        offers = self._offers()
+        needs = Needs(
+            task=task_id,
+            model=task.model,
+            tokens_in=tokens_in,
+            max_tokens=task.max_tokens,
+            mode=task.mode,
+            privacy=task.privacy,
+            rail=self._parts.rail,
+            own=self._terms.own_peers | {self._network.peer},
+        )
+        standing = {checked.offer.peer: self._parts.standing.of(PeerId(checked.offer.peer)) for checked in offers}
+        silent = {
+            peer: f"took {int(facts['silent'])} prepayments and stayed silent"
+            for peer, facts in standing.items()
+            if facts.get("silent", 0) >= SILENT_LIMIT
+        }
+        choice = choose(needs, [o for o in offers if o.offer.peer not in silent], standing, self._policy)
+        refused = {**choice.refused, **silent}
+        if not choice.ranked:
+            raise NoProvider(
+                "no provider can serve this task.",
+                reasons=refused,
+                next_step="`octo-node offers` shows who is there and what they serve.",
+            )
+        return Choice(ranked=choice.ranked, refused=refused, because=choice.because)
+
+    def _note_failure(self, deal: Deal, peer: str) -> None:
+        silent = 1.0 if deal.prepaid and not deal.started else 0.0
+        self._parts.standing.note(PeerId(peer), failure=1.0, silent=silent)

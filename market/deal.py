@@ -1,0 +1,241 @@
+"""One deal with one chosen provider: negotiate and call; `market.reception` streams, verifies and pays.
+
+What arrives is checked before anything is paid: the quote must be signed, for exactly what was asked, at
+no more than the offer said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from market.errors import EncodingInvalid, InsufficientFunds, OctoError, PeerBrokeProtocol, PeerRefused, RequestInvalid
+from market.identity import Binding, PeerId, SignedBinding, check_binding
+from market.message import (
+    Accept,
+    CallForProposals,
+    Counter,
+    Propose,
+    Refuse,
+    Reject,
+    TaskError,
+    TaskRequest,
+)
+from market.money import format_octo
+from market.ports import Clock, Conversation, Random, Standing, Tokenizer, Verifier
+from market.purse import Purse, Spending
+from market.quote import Quote, SignedQuote, check_quote
+from market.reception import DealTerms, Emit, Outcome, Reception
+from market.routing import Candidate
+from market.talk import Talk
+from market.task import ChatTask, TaskId, prompt_digest
+from market.voucher import Opening, VoucherFrame
+
+log = structlog.get_logger()
+
+
+class DealParts:
+    """What every deal of a buyer shares."""
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        peer: PeerId,
+        rail: str,
+        binding: SignedBinding,
+        purse: Purse,
+        verifier: Verifier,
+        standing: Standing,
+        clock: Clock,
+        random: Random,
+        terms: DealTerms,
+    ) -> None:
+        self.network = network
+        self.peer = peer
+        self.rail = rail
+        self.binding = binding
+        self.purse = purse
+        self.verifier = verifier
+        self.standing = standing
+        self.clock = clock
+        self.random = random
+        self.terms = terms
+
+
+class Deal:
+    def __init__(
+        self,
+        *,
+        parts: DealParts,
+        candidate: Candidate,
+        task_id: TaskId,
+        task: ChatTask,
+        prompt: tuple[int, ...],
+        tokenizer: Tokenizer,
+        cancelled: asyncio.Event,
+        emit: Emit,
+    ) -> None:
+        self._parts = parts
+        self._candidate = candidate
+        self._task_id = task_id
+        self._task = task
+        self._tokens_in = len(prompt)
+        self._prompt = prompt_digest(task.salt, prompt)
+        self._sampling = task.sampling.digest()
+        self._tokenizer = tokenizer
+        self._cancelled = cancelled
+        self._emit = emit
+        self.prepaid = False
+        """Whether money left before anything came back."""
+        self.started = False
+        """Whether a token arrived: before that, another provider may be tried."""
+
+    async def story(self, conversation: Conversation) -> Outcome:
+        """Raises PeerError when the provider fails or lies, InsufficientFunds when we cannot pay."""
+        talk = Talk(conversation, "buyer")
+        try:
+            return await self._buy(talk)
+        except (PeerBrokeProtocol, InsufficientFunds) as error:
+            await self._complain(talk, error)
+            raise
+        except EncodingInvalid as error:
+            await self._complain(talk, error)
+            raise PeerBrokeProtocol(str(error), peer=talk.peer) from None
+        finally:
+            await conversation.aclose()
+
+    async def _buy(self, talk: Talk) -> Outcome:
+        named = self._parts.purse.channel_for(self._candidate.offer.binding.wallet, self._candidate.max_cost)
+        signed, propose = await self._negotiate(talk, named)
+        provider = self._check_binding(talk, propose.binding)
+        spending, opening = await self._parts.purse.spend_on(
+            signed.read(), provider=provider, named=named, taken=propose.taken
+        )
+        broken = True
+        try:
+            await self._accept(talk, signed, spending, opening)
+            reception = Reception(
+                parts=self._parts,
+                talk=talk,
+                task_id=self._task_id,
+                task=self._task,
+                quote=signed,
+                provider=provider,
+                binding=propose.binding,
+                spending=spending,
+                tokenizer=self._tokenizer,
+                cancelled=self._cancelled,
+                emit=self._emit,
+                on_start=self._on_start,
+            )
+            outcome = await reception.story()
+            broken = False
+        finally:
+            spending.close(broken=broken)
+        return outcome
+
+    def _on_start(self) -> None:
+        self.started = True
+
+    async def _complain(self, talk: Talk, error: OctoError) -> None:
+        """Tell the provider what we will not pay for."""
+        if talk.ended:
+            return
+        try:
+            await talk.say(
+                TaskError(
+                    fault="client" if isinstance(error, InsufficientFunds) else "provider",
+                    code=error.code,
+                    message=str(error)[:500],
+                    retry=False,
+                )
+            )
+        except OctoError:
+            log.debug("complaint_not_delivered", task=self._task_id.hex(), peer=talk.peer)
+
+    # ---- negotiate ----
+
+    async def _negotiate(self, talk: Talk, named: bytes | None) -> tuple[SignedQuote, Propose]:
+        await talk.say(
+            CallForProposals(
+                binding=self._parts.binding,
+                model=self._task.model,
+                tokens_in=self._tokens_in,
+                max_tokens=self._task.max_tokens,
+                prompt=self._prompt,
+                sampling=self._sampling,
+                mode=self._task.mode,
+                privacy=self._task.privacy,
+                rail=self._parts.rail,
+                channel=named,
+            )
+        )
+        model = self._candidate.model
+        while True:
+            body = await talk.hear(self._parts.terms.propose_timeout_s)
+            if isinstance(body, Refuse):
+                raise PeerRefused(body.reason, peer=talk.peer, reason_code=body.code)
+            if not isinstance(body, Propose):
+                raise PeerBrokeProtocol(f"expected a proposal, got {body.kind!r}.", peer=talk.peer)
+            quote = self._check_quote(talk, body.quote)
+            if self._cancelled.is_set():
+                await talk.say(Reject(reason="the request was cancelled", is_final=True))
+                raise RequestInvalid("the request was cancelled.")
+            if quote.price_in <= model.price_in and quote.price_out <= model.price_out:
+                return body.quote, body
+            if quote.final:
+                await talk.say(Reject(reason="the quote is above the offer", is_final=True))
+                asked = f"{format_octo(quote.price_in)} and {format_octo(quote.price_out)}"
+                raise PeerRefused(f"asks {asked} per million tokens, more than it offered.", peer=talk.peer)
+            await talk.say(Counter(price_in=model.price_in, price_out=model.price_out))
+
+    def _check_quote(self, talk: Talk, signed: SignedQuote) -> Quote:
+        """The quote, once it is signed and for exactly what we asked."""
+        quote = check_quote(signed, receipt_key=self._candidate.offer.binding.receipt_key)
+        if quote.tokens_in != self._tokens_in:
+            raise PeerBrokeProtocol(
+                f"the quote counts {quote.tokens_in} prompt tokens, ours has {self._tokens_in}; nothing was paid.",
+                peer=talk.peer,
+            )
+        asked: dict[str, object] = {
+            "network": self._parts.network,
+            "task": self._task_id,
+            "provider": self._candidate.peer,
+            "client": self._parts.peer,
+            "model": self._task.model,
+            "weights": self._candidate.model.weights,
+            "rail": self._parts.rail,
+            "prompt": self._prompt,
+            "sampling": self._sampling,
+            "max_tokens": self._task.max_tokens,
+        }
+        for name, ours in asked.items():
+            if getattr(quote, name) != ours:
+                raise PeerBrokeProtocol(
+                    f"the quote's {name} is not the one that was asked for; nothing was paid.", peer=talk.peer
+                )
+        if quote.expires_ms <= self._parts.clock.now_ms():
+            raise PeerBrokeProtocol("the quote had expired when it arrived.", peer=talk.peer)
+        return quote
+
+    def _check_binding(self, talk: Talk, signed: SignedBinding) -> Binding:
+        """The provider's binding, whose keys must be those of its offer."""
+        offered = self._candidate.offer.binding
+        binding = check_binding(signed, network=self._parts.network, now_ms=self._parts.clock.now_ms())
+        if (binding.peer, binding.receipt_key, binding.wallet) != (offered.peer, offered.receipt_key, offered.wallet):
+            raise PeerBrokeProtocol("the proposal's binding names other keys than the offer's.", peer=talk.peer)
+        return binding
+
+    # ---- call ----
+
+    async def _accept(self, talk: Talk, signed: SignedQuote, spending: Spending, opening: Opening | None) -> None:
+        """Accept, with the voucher for the input, and the task right behind it."""
+
+        async def send(frame: VoucherFrame) -> None:
+            self.prepaid = True
+            await talk.say(Accept(quote=signed.digest(), opening=opening, voucher=frame))
+
+        await spending.pay_up_to(signed.read().cost_in(), signed.digest(), send=send)
+        await talk.say(TaskRequest(task=self._task))

@@ -1,0 +1,289 @@
+"""The second half of the selling story: generate, meter, receipt, collect.
+
+Tokens stream while money follows: each tick is receipted, and generation runs at most two ticks ahead of
+the vouchers. A receipt is on disk before it is sent; no disk write stands between two tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+
+from market.errors import OctoError, PaymentRefused
+from market.message import TOKENS_PER_FRAME_LIMIT, Cancel, Payment, Queued, TaskResponse, TickReceipt, Tokens
+from market.ports import Engine, Job, Tokenizer
+from market.quote import SignedQuote
+from market.receipt import Receipt, sign_receipt
+from market.record import Commitment, ReceiptRecord, record_of
+from market.talk import Talk, stop_tasks
+from market.task import ChatTask, TaskId
+from market.text import TextAssembler
+from market.till import Account
+from market.values import encode
+
+if TYPE_CHECKING:
+    from market.seller import Seller
+
+log = structlog.get_logger()
+
+COALESCE_S = 0.015
+"""Later tokens wait this long for company: one Python loop carries many streams (DESIGN section 5)."""
+BUFFER_TOKENS = 128
+TICKS_AHEAD = 2
+
+Finish = Literal["", "stop", "length", "cancelled", "error"]
+
+
+class Delivery:
+    """One accepted task, from its first token to its last voucher."""
+
+    def __init__(
+        self,
+        *,
+        talk: Talk,
+        task: ChatTask,
+        quote: SignedQuote,
+        prompt: tuple[int, ...],
+        engine: Engine,
+        tokenizer: Tokenizer,
+        account: Account,
+        seller: Seller,
+        priority: int,
+    ) -> None:
+        self._talk = talk
+        self._task_id = TaskId(talk.conversation.task)
+        self._task = task
+        self._signed_quote = quote
+        self._quote = quote.read()
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._account = account
+        self._seller = seller
+        self._job = Job(
+            task=self._task_id,
+            prompt=prompt,
+            sampling=task.sampling,
+            max_tokens=task.max_tokens,
+            end_tokens=tokenizer.end_tokens,
+            priority=priority,
+        )
+        self._transcript = seller.verifier.open_transcript(
+            task=self._task_id, quote=quote.digest(), prompt=self._quote.prompt, sampling=self._quote.sampling
+        )
+        self._text = TextAssembler(task.stop)
+        self._started_ms = seller.clock.now_ms()
+        self._buffer: list[int] = []
+        self._pending: list[int] = []
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._finish: Finish = ""
+        self._failure: Exception | None = None
+        self._sent = 0
+        self._receipts: list[Receipt] = []
+        self._generating: asyncio.Task[None] | None = None
+        self._issuing: asyncio.Task[None] | None = None
+
+    async def story(self, prepayment: Coroutine[object, object, None]) -> None:
+        prepaid = asyncio.create_task(prepayment)
+        self._generating = asyncio.create_task(self._generate())
+        reading: asyncio.Task[None] | None = None
+        try:
+            # Prefill runs while the voucher goes to disk; what it yields waits for both.
+            await prepaid
+            reading = asyncio.create_task(self._read())
+            finish = await self._meter()
+            await stop_tasks(self._generating)
+            await self._respond(finish)
+            await self._collect(self._receipts[-1].amount)
+        finally:
+            await stop_tasks(self._generating, reading, prepaid, self._issuing)
+
+    # ---- generate ----
+
+    async def _generate(self) -> None:
+        """Pump the engine into the buffer, and no further than the buffer."""
+        try:
+            async with aclosing(self._engine.generate(self._job)) as stream:
+                async for generated in stream:
+                    self._buffer.extend(generated.tokens)
+                    self._finish = self._finish or generated.finish
+                    self._wake.set()
+                    while len(self._buffer) > BUFFER_TOKENS:
+                        self._room.clear()
+                        await self._room.wait()
+        except OctoError as error:
+            self._failure = error
+            self._wake.set()
+
+    async def _read(self) -> None:
+        """What the client says while we deliver: vouchers, or stop."""
+        try:
+            while True:
+                body = await self._talk.hear(3600.0)
+                if isinstance(body, Payment):
+                    await self._seller.till.take(self._account, body.voucher)
+                elif isinstance(body, Cancel):
+                    log.info("task_cancelled", task=self._task_id.hex(), peer=self._talk.peer)
+                    self._finish = "cancelled"
+                    if self._generating is not None:
+                        self._generating.cancel()
+                    self._wake.set()
+        except OctoError as error:
+            self._failure = error
+            self._wake.set()
+            self._account.progress.set()
+
+    # ---- meter ----
+
+    async def _meter(self) -> Finish:
+        """Send tokens as they come, coalesced; at each tick, a receipt. Returns why the answer ended."""
+        loop = asyncio.get_running_loop()
+        last_send = last_tick = loop.time()
+        first = True
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seller.terms.tick_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            self._raise_failure()
+            if not first and self._finish == "":
+                await asyncio.sleep(max(0.0, last_send + COALESCE_S - loop.time()))
+            tokens, self._buffer = self._buffer, []
+            self._room.set()
+            if self._finish == "cancelled":
+                return "cancelled"
+            for token in tokens:
+                self._count(token)
+                if self._text.stopped:
+                    await self._flush()
+                    return "stop"
+                if self._since_receipt() >= self._seller.terms.tick_tokens:
+                    await self._tick()
+                    last_tick = loop.time()
+            if self._pending and loop.time() - last_tick >= self._seller.terms.tick_s:
+                await self._tick()
+                last_tick = loop.time()
+            await self._flush()
+            if not tokens and first and not self._finish:
+                await self._talk.say(Queued(position=self._engine.load().waiting))
+            first = first and not tokens
+            last_send = loop.time()
+            if self._finish and not self._buffer:
+                return self._finish
+
+    def _count(self, token: int) -> None:
+        text = self._tokenizer.token_bytes(token)
+        self._transcript.add(token, text)
+        self._text.feed(text)
+        self._pending.append(token)
+
+    def _since_receipt(self) -> int:
+        receipted = self._receipts[-1].tokens_out if self._receipts else 0
+        return len(self._transcript.tokens) - receipted
+
+    async def _flush(self, commitment: Commitment | None = None) -> None:
+        """Send what is pending; with `commitment`, close the chunk after it."""
+        while self._pending:
+            tokens, self._pending = self._pending[:TOKENS_PER_FRAME_LIMIT], self._pending[TOKENS_PER_FRAME_LIMIT:]
+            head = commitment.head if commitment and not self._pending else None
+            await self._talk.say(Tokens(start=self._sent, tokens=tuple(tokens), head=head))
+            self._sent += len(tokens)
+
+    # ---- receipt ----
+
+    async def _tick(self) -> None:
+        """Close the chunk, receipt it, and wait if the client is two ticks behind."""
+        commitment = self._transcript.close_chunk()
+        await self._flush(commitment)
+        record = self._receipt(commitment, final=False, finish="")
+        previous = self._issuing
+        self._issuing = asyncio.create_task(self._issue(record, previous))
+        if len(self._receipts) >= TICKS_AHEAD:
+            await self._collect(self._receipts[-TICKS_AHEAD].amount)
+
+    async def _issue(self, record: ReceiptRecord, previous: asyncio.Task[None] | None) -> None:
+        """On disk, then on the wire, in order; beside the token stream, not in it."""
+        if previous is not None:
+            await previous
+        await self._seller.books.save(None, receipts=(record,))
+        await self._talk.say(TickReceipt(receipt=record.receipt))
+
+    async def _respond(self, finish: Finish) -> None:
+        if self._issuing is not None:
+            await self._issuing
+        record = self._receipt(self._transcript.close_chunk(), final=True, finish=finish)
+        await self._seller.books.save(None, receipts=(record,))
+        reason: Literal["stop", "length", "cancelled", "error"] = finish or "error"
+        await self._talk.say(TaskResponse(receipt=record.receipt, finish=reason))
+        log.info(
+            "task_served",
+            task=self._task_id.hex(),
+            peer=self._talk.peer,
+            tokens_in=self._quote.tokens_in,
+            tokens_out=len(self._transcript.tokens),
+            finish=finish,
+            receipt=record.receipt.cid(),
+        )
+
+    def _receipt(self, commitment: Commitment, *, final: bool, finish: Finish) -> ReceiptRecord:
+        seller, quote = self._seller, self._quote
+        amount = quote.cost_of(commitment.tokens)
+        receipt = Receipt(
+            network=seller.network,
+            rail=seller.rail,
+            provider=seller.peer,
+            client=self._talk.peer,
+            binding=seller.binding.cid(),
+            channel=self._account.channel,
+            task=self._task_id,
+            seq=len(self._receipts),
+            final=final,
+            finish=finish,
+            model=quote.model,
+            weights=quote.weights,
+            engine=quote.engine,
+            quote=self._signed_quote.digest(),
+            prompt=quote.prompt,
+            sampling=quote.sampling,
+            tokens_in=quote.tokens_in,
+            tokens_out=commitment.tokens,
+            chunks=commitment.chunks,
+            chain_head=commitment.head,
+            transcript_root=commitment.root,
+            amount=amount,
+            started_ms=self._started_ms,
+            ended_ms=max(self._started_ms, seller.clock.now_ms()),
+        )
+        self._receipts.append(receipt)
+        self._account.owed = amount
+        signed = sign_receipt(receipt, seller.receipt_key)
+        return record_of(
+            "provider",
+            signed,
+            commitment,
+            quote=self._signed_quote,
+            binding=encode(type(seller.binding), seller.binding),
+            transcript=self._transcript,
+            salt=self._task.salt,
+        )
+
+    # ---- collect ----
+
+    async def _collect(self, amount: int) -> None:
+        """Wait until the client has paid `amount`; raises PaymentRefused when it does not."""
+        try:
+            async with asyncio.timeout(self._seller.terms.payment_timeout_s):
+                while self._account.paid < amount:
+                    self._raise_failure()
+                    self._account.progress.clear()
+                    await self._account.progress.wait()
+        except TimeoutError:
+            raise PaymentRefused("no voucher came for what was delivered.") from None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

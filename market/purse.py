@@ -1,0 +1,171 @@
+"""The payer's channels: which one pays a task, and one voucher writer for each.
+
+A voucher is written down before it is sent, and sent in the order in which it was signed: the lock of
+a channel is held from signing to sending. Knows the rail only as "open" and the books only as "save".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from market.channel import Channel, ChannelState, pay
+from market.errors import InsufficientFunds, StepNotAllowed
+from market.identity import Binding, PeerId, WalletSigner
+from market.money import format_octo
+from market.ports import Books, Rail
+from market.quote import Quote
+from market.record import ReceiptRecord
+from market.voucher import ChannelTerms, Opening, VoucherFrame
+
+SessionKeys = Callable[[bytes], WalletSigner]
+"""The session key of a channel, from the channel's salt."""
+Send = Callable[[VoucherFrame], Awaitable[None]]
+
+
+class Purse:
+    def __init__(
+        self,
+        *,
+        network: str,
+        wallet: bytes,
+        rail: Rail,
+        books: Books,
+        session_keys: SessionKeys,
+        random: Callable[[int], bytes],
+        deposit: int,
+    ) -> None:
+        self._network = network
+        self._wallet = wallet
+        self._rail = rail
+        self._books = books
+        self._session_keys = session_keys
+        self._random = random
+        self._deposit = deposit
+        self._channels: dict[bytes, Channel] = {}
+        self._locks: dict[bytes, asyncio.Lock] = {}
+        self._reserved: dict[bytes, int] = {}
+        self._unsure: set[bytes] = set()
+        self._opening = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Take up the channels of an earlier run. What the payee last saw of them is not known."""
+        for channel in await self._books.channels():
+            if channel.role == "payer" and channel.state is ChannelState.OPEN:
+                self._adopt(channel)
+                self._unsure.add(channel.id)
+
+    def channel_for(self, payee: bytes, need: int) -> bytes | None:
+        """An open channel to `payee` with at least `need` left unreserved; the fullest one first."""
+        free = {
+            channel.id: channel.left - self._reserved[channel.id]
+            for channel in self._channels.values()
+            if channel.terms.payee == payee and channel.terms.rail == self._rail.name
+        }
+        best = max(free, key=lambda channel_id: free[channel_id], default=None)
+        return best if best is not None and free[best] >= need else None
+
+    async def spend_on(
+        self, quote: Quote, *, provider: Binding, named: bytes | None, taken: int
+    ) -> tuple[Spending, Opening | None]:
+        """Reserve the quote's whole price on the `named` channel, of which the payee holds `taken` leaves,
+        or on a new one; with its Opening if the payee does not know it yet. Raises InsufficientFunds."""
+        need = quote.max_cost()
+        if named is not None and self._usable(named, need, taken):
+            self._reserved[named] += need
+            opening = self._channels[named].opening if taken == 0 else None
+            return Spending(self, named, quote, taken), opening
+        async with self._opening:
+            channel = await self._open(provider, max(need, self._deposit))
+        self._reserved[channel.id] += need
+        return Spending(self, channel.id, quote, 0), channel.opening
+
+    def _usable(self, channel_id: bytes, need: int, taken: int) -> bool:
+        channel = self._channels.get(channel_id)
+        if channel is None or channel.left - self._reserved[channel_id] < need:
+            return False
+        missed = channel.receipts.size - taken
+        return channel_id not in self._unsure or 0 <= missed <= len(channel.tail)
+
+    async def _open(self, provider: Binding, deposit: int) -> Channel:
+        salt = self._random(32)
+        terms = ChannelTerms(
+            network=self._network,
+            rail=self._rail.name,
+            payer=self._wallet,
+            payee=provider.wallet,
+            session_key=self._session_keys(salt).address,
+            salt=salt,
+        )
+        opening = await self._rail.open_channel(terms, deposit)
+        channel = Channel(role="payer", peer=PeerId(provider.peer), terms=terms, opening=opening, deposit=deposit)
+        await self._books.save(channel)
+        self._adopt(channel)
+        return channel
+
+    def _adopt(self, channel: Channel) -> None:
+        self._channels[channel.id] = channel
+        self._locks[channel.id] = asyncio.Lock()
+        self._reserved[channel.id] = 0
+
+    async def pay(
+        self,
+        channel_id: bytes,
+        amount: int,
+        leaf: bytes,
+        *,
+        taken: int,
+        receipts: Iterable[ReceiptRecord],
+        send: Send,
+    ) -> None:
+        async with self._locks[channel_id]:
+            channel = self._channels[channel_id]
+            unsure = channel_id in self._unsure
+            key = self._session_keys(channel.terms.salt)
+            channel, frame = pay(channel, amount, leaf, key, taken=taken if unsure else None)
+            await self._books.save(channel, receipts=receipts)
+            self._channels[channel_id] = channel
+            # Until it is really sent we do not know whether the payee has it.
+            self._unsure.add(channel_id)
+            await send(frame)
+            self._unsure.discard(channel_id)
+
+    def release(self, channel_id: bytes, amount: int) -> None:
+        self._reserved[channel_id] -= amount
+
+    def doubt(self, channel_id: bytes) -> None:
+        """The connection broke: vouchers that were sent may not have arrived."""
+        self._unsure.add(channel_id)
+
+
+class Spending:
+    """One task's claim on a channel. Never pays more in total than the quote's maximum."""
+
+    def __init__(self, purse: Purse, channel_id: bytes, quote: Quote, taken: int) -> None:
+        self._purse = purse
+        self._quote = quote
+        self._taken = taken
+        self._left = quote.max_cost()
+        self.channel = channel_id
+        self.paid = 0
+
+    async def pay_up_to(self, total: int, leaf: bytes, *, receipts: Iterable[ReceiptRecord] = (), send: Send) -> None:
+        """Raise what this task has paid to `total`, for `leaf`; on disk before it is sent."""
+        if total > self._quote.max_cost():
+            raise InsufficientFunds(
+                f"{format_octo(total)} is more than the quote's {format_octo(self._quote.max_cost())}."
+            )
+        if total < self.paid:
+            raise StepNotAllowed("what a task has paid never falls.")
+        amount = total - self.paid
+        await self._purse.pay(self.channel, amount, leaf, taken=self._taken, receipts=receipts, send=send)
+        self.paid = total
+        self._left -= amount
+        self._purse.release(self.channel, amount)
+
+    def close(self, *, broken: bool) -> None:
+        """Give back what was reserved and not spent; `broken` when the connection did not end in order."""
+        self._purse.release(self.channel, self._left)
+        self._left = 0
+        if broken:
+            self._purse.doubt(self.channel)

@@ -1,0 +1,255 @@
+"""The second half of the buying story: stream, verify, pay.
+
+Every token message extends our own transcript; a receipt is paid only if it says what we saw. Vouchers
+are written and sent beside the stream, so that no disk write stands between two tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import field, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from market.errors import OctoError, PeerBrokeProtocol
+from market.identity import Binding, PeerId, SignedBinding
+from market.message import Cancel, Payment, TaskResponse, TickReceipt, Tokens
+from market.ports import Expectation, Tokenizer
+from market.quote import SignedQuote
+from market.receipt import Receipt, SignedReceipt
+from market.record import Commitment, ReceiptRecord, record_of
+from market.talk import Talk, stop_tasks
+from market.task import ChatTask, TaskId
+from market.text import TextAssembler
+from market.values import encode, value
+from market.voucher import VoucherFrame
+
+if TYPE_CHECKING:
+    from market.deal import DealParts
+    from market.purse import Spending
+
+log = structlog.get_logger()
+
+Emit = Callable[[str, int], None]
+"""Takes a piece of text that may be shown, and how many tokens it took."""
+
+
+@value
+class DealTerms:
+    """Seconds to wait: for a proposal, between two messages of a running task, and for the last receipt
+    after cancelling."""
+
+    propose_timeout_s: float = 5.0
+    token_timeout_s: float = 15.0
+    settle_timeout_s: float = 5.0
+
+
+@value
+class Outcome:
+    """How an answer ended, who gave it, at what price, and why that provider. `not_chosen` and `failed`
+    map peers to reasons; prices are 10^-18 OCTO per million tokens."""
+
+    task: bytes
+    provider: str
+    model: str
+    finish: str
+    receipt: str
+    channel: bytes
+    tokens_in: int
+    tokens_out: int
+    amount: int
+    price_in: int
+    price_out: int
+    first_token_ms: int
+    total_ms: int
+    because: str = ""
+    not_chosen: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def explained(self, because: str, not_chosen: Mapping[str, str], failed: Mapping[str, str]) -> Outcome:
+        return replace(self, because=because, not_chosen=not_chosen, failed=failed)
+
+
+class Reception:
+    def __init__(
+        self,
+        *,
+        parts: DealParts,
+        talk: Talk,
+        task_id: TaskId,
+        task: ChatTask,
+        quote: SignedQuote,
+        provider: Binding,
+        binding: SignedBinding,
+        spending: Spending,
+        tokenizer: Tokenizer,
+        cancelled: asyncio.Event,
+        emit: Emit,
+        on_start: Callable[[], None],
+    ) -> None:
+        self._parts = parts
+        self._talk = talk
+        self._task_id = task_id
+        self._salt = task.salt
+        self._signed_quote = quote
+        self._quote = quote.read()
+        self._provider = provider
+        self._binding = binding
+        self._spending = spending
+        self._tokenizer = tokenizer
+        self._cancelled = cancelled
+        self._emit = emit
+        self._on_start = on_start
+        self._transcript = parts.verifier.open_transcript(
+            task=task_id, quote=quote.digest(), prompt=self._quote.prompt, sampling=self._quote.sampling
+        )
+        self._text = TextAssembler(task.stop)
+        self._commitments: dict[int, Commitment] = {}
+        self._previous: Receipt | None = None
+        self._to_pay: asyncio.Queue[tuple[Receipt, ReceiptRecord] | None] = asyncio.Queue()
+        self._began_ms = parts.clock.now_ms()
+        self._first_token_ms = 0
+
+    async def story(self) -> Outcome:
+        paying = asyncio.create_task(self._pay())
+        watching = asyncio.create_task(self._watch_cancel())
+        try:
+            response = await self._stream(paying)
+            receipt = self._check(response.receipt, self._transcript.close_chunk())
+            if receipt.finish != response.finish or not receipt.final:
+                raise PeerBrokeProtocol("the last receipt does not say how the answer ended.", peer=self._talk.peer)
+            self._to_pay.put_nowait(None)
+            await paying
+        finally:
+            await stop_tasks(paying, watching)
+        self._show(self._text.finish(), 0)
+        return self._outcome(response, receipt)
+
+    # ---- stream ----
+
+    async def _stream(self, paying: asyncio.Task[None]) -> TaskResponse:
+        terms = self._parts.terms
+        while True:
+            wait_s = terms.settle_timeout_s if self._cancelled.is_set() else terms.token_timeout_s
+            body = await self._talk.hear(wait_s)
+            if paying.done():
+                await paying  # raises what went wrong with a voucher
+            if isinstance(body, Tokens):
+                self._take_tokens(body)
+            elif isinstance(body, TickReceipt):
+                receipt = body.receipt.read()
+                commitment = self._commitments.pop(receipt.tokens_out, None)
+                if commitment is None:
+                    raise PeerBrokeProtocol(
+                        f"a receipt for {receipt.tokens_out} tokens, where no chunk was closed; not paid.",
+                        peer=self._talk.peer,
+                    )
+                self._check(body.receipt, commitment)
+            elif isinstance(body, TaskResponse):
+                return body
+
+    def _take_tokens(self, body: Tokens) -> None:
+        transcript = self._transcript
+        if body.start != len(transcript.tokens):
+            raise PeerBrokeProtocol(
+                f"tokens from position {body.start}, expected {len(transcript.tokens)}.", peer=self._talk.peer
+            )
+        if body.start + len(body.tokens) > self._quote.max_tokens:
+            raise PeerBrokeProtocol(f"more than the {self._quote.max_tokens} tokens asked for.", peer=self._talk.peer)
+        if not transcript.tokens:
+            self._first_token_ms = self._parts.clock.now_ms() - self._began_ms
+            self._on_start()
+        pieces: list[str] = []
+        for token in body.tokens:
+            text = self._tokenizer.token_bytes(token)
+            transcript.add(token, text)
+            pieces.append(self._text.feed(text))
+        if body.head is not None:
+            commitment = transcript.close_chunk()
+            if commitment.head != body.head:
+                raise PeerBrokeProtocol("the provider's transcript is not of these tokens.", peer=self._talk.peer)
+            self._commitments[commitment.tokens] = commitment
+        self._show("".join(pieces), len(body.tokens))
+
+    def _show(self, text: str, tokens: int) -> None:
+        if text or tokens:
+            self._emit(text, tokens)
+
+    async def _watch_cancel(self) -> None:
+        await self._cancelled.wait()
+        try:
+            await self._talk.say(Cancel(reason="nobody reads the answer any more"))
+        except OctoError:
+            log.debug("cancel_not_delivered", task=self._task_id.hex(), peer=self._talk.peer)
+
+    # ---- verify ----
+
+    def _check(self, signed: SignedReceipt, commitment: Commitment) -> Receipt:
+        """A receipt that holds is queued to be paid; one that does not raises PeerBrokeProtocol."""
+        receipt = self._parts.verifier.check_receipt(
+            signed,
+            Expectation(
+                network=self._parts.network,
+                rail=self._parts.rail,
+                client=self._parts.peer,
+                provider=self._provider,
+                provider_binding_cid=self._binding.cid(),
+                channel=self._spending.channel,
+                task=self._task_id,
+                quote=self._signed_quote,
+                prompt=self._quote.prompt,
+                sampling=self._quote.sampling,
+                tokens_in=self._quote.tokens_in,
+                commitment=commitment,
+                previous=self._previous,
+            ),
+        )
+        self._previous = receipt
+        record = record_of(
+            "client",
+            signed,
+            commitment,
+            quote=self._signed_quote,
+            binding=encode(SignedBinding, self._binding),
+            transcript=self._transcript,
+            salt=self._salt,
+        )
+        self._to_pay.put_nowait((receipt, record))
+        return receipt
+
+    # ---- pay ----
+
+    async def _pay(self) -> None:
+        async def send(frame: VoucherFrame) -> None:
+            await self._talk.say(Payment(voucher=frame))
+
+        while (item := await self._to_pay.get()) is not None:
+            receipt, record = item
+            await self._spending.pay_up_to(receipt.amount, record.receipt.digest(), receipts=(record,), send=send)
+
+    def _outcome(self, response: TaskResponse, receipt: Receipt) -> Outcome:
+        total_ms = self._parts.clock.now_ms() - self._began_ms
+        streaming_ms = max(1, total_ms - self._first_token_ms)
+        facts = {"success": 1.0}
+        if receipt.tokens_out:
+            facts["first_token_ms"] = float(self._first_token_ms)
+        if receipt.tokens_out > 16:  # fewer say nothing about speed
+            facts["tokens_per_s"] = (receipt.tokens_out - 1) * 1000 / streaming_ms
+        self._parts.standing.note(PeerId(self._provider.peer), **facts)
+        return Outcome(
+            task=self._task_id,
+            provider=self._provider.peer,
+            model=self._quote.model,
+            finish=response.finish,
+            receipt=response.receipt.cid(),
+            channel=self._spending.channel,
+            tokens_in=receipt.tokens_in,
+            tokens_out=receipt.tokens_out,
+            amount=receipt.amount,
+            price_in=self._quote.price_in,
+            price_out=self._quote.price_out,
+            first_token_ms=self._first_token_ms,
+            total_ms=total_ms,
+        )

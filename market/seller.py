@@ -1,0 +1,236 @@
+"""The selling story, in order: quote, admit, generate, meter, receipt, collect.
+
+Here are quote and admit; the rest of the story is `market.delivery`. Talks to the world through ports
+only; the money rules stand in `market.till` and `market.channel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from market.delivery import Delivery
+from market.errors import EngineFailed, OctoError, PaymentRefused, PeerBrokeProtocol, PeerGone, RequestInvalid
+from market.identity import Binding, PeerId, SignedBinding, WalletSigner, check_binding
+from market.message import Accept, CallForProposals, Counter, Propose, Refuse, Reject, TaskError, TaskRequest
+from market.offer import ModelOffer
+from market.ports import Books, Clock, Conversation, Engine, Tokenizer, Verifier
+from market.quote import Quote, SignedQuote, sign_quote
+from market.talk import Talk
+from market.task import ChatTask, prompt_digest
+from market.till import Account, Till
+from market.values import value
+
+log = structlog.get_logger()
+
+
+@value
+class SellerTerms:
+    """`floor_percent`: a counter at or above this share of our price is accepted. Times in seconds."""
+
+    tick_tokens: int = 64
+    tick_s: float = 2.0
+    quote_ttl_s: float = 30.0
+    waiting_limit: int = 64
+    floor_percent: int = 100
+    step_timeout_s: float = 15.0
+    payment_timeout_s: float = 10.0
+
+
+class Served:
+    """A model this node serves now: what it offers, what runs it, what reads and writes its tokens."""
+
+    def __init__(self, model: ModelOffer, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.engine = engine
+        self.tokenizer = tokenizer
+
+
+class Seller:
+    def __init__(
+        self,
+        *,
+        network: str,
+        peer: PeerId,
+        binding: SignedBinding,
+        receipt_key: WalletSigner,
+        rail: str,
+        served: Callable[[], Mapping[str, Served]],
+        till: Till,
+        books: Books,
+        verifier: Verifier,
+        clock: Clock,
+        terms: SellerTerms,
+    ) -> None:
+        self.network = network
+        self.peer = peer
+        self.binding = binding
+        self.receipt_key = receipt_key
+        self.rail = rail
+        self.served = served
+        self.till = till
+        self.books = books
+        self.verifier = verifier
+        self.clock = clock
+        self.terms = terms
+
+    async def serve(self, conversation: Conversation) -> None:
+        """One task, whole. Never raises for what the client or the connection does: it is told, or gone."""
+        try:
+            await Sale(self, conversation).story()
+        except PeerGone:
+            log.info("client_gone", task=conversation.task.hex(), peer=conversation.peer)
+        except OctoError as error:
+            log.info("task_ended", task=conversation.task.hex(), peer=conversation.peer, why=str(error))
+            await tell(conversation, error)
+
+
+async def tell(conversation: Conversation, error: OctoError) -> None:
+    """Say what went wrong; a peer that is gone cannot be told. What a peer did to us is the peer's fault."""
+    fault = error.fault if error.fault != "node" else "provider"
+    if isinstance(error, PeerBrokeProtocol):
+        fault = "client"
+    try:
+        await conversation.send(TaskError(fault=fault, code=error.code, message=str(error)[:500], retry=error.retry))
+    except OctoError:
+        return
+
+
+class Sale:
+    """One conversation, from the call for proposals to the last voucher."""
+
+    def __init__(self, seller: Seller, conversation: Conversation) -> None:
+        self._seller = seller
+        self._task = conversation.task
+        self._peer = conversation.peer
+        self._talk = Talk(conversation, "seller")
+        self._timeout_s = seller.terms.step_timeout_s
+
+    async def story(self) -> None:
+        seller = self._seller
+        call = await self._talk.hear_a(CallForProposals, self._timeout_s)
+        client = check_binding(call.binding, network=seller.network, now_ms=seller.clock.now_ms())
+        if client.peer != self._peer:
+            raise RequestInvalid("the binding is another peer's.")
+        try:
+            served = self._can_serve(call, client)
+        except OctoError as error:
+            await self._talk.say(Refuse(code=error.code, reason=str(error)[:500]))
+            return
+        agreed = await self._negotiate(call, served)
+        if agreed is None:
+            return
+        signed, accept = agreed
+        quote = signed.read()
+        request = await self._talk.hear_a(TaskRequest, self._timeout_s)
+        prompt = self._check_request(request.task, quote, served)
+        account = await seller.till.admit(accept.voucher.voucher.channel, accept.opening, client=client, quote=quote)
+        account.owed = quote.cost_in()
+        try:
+            delivery = Delivery(
+                talk=self._talk,
+                task=request.task,
+                quote=signed,
+                prompt=prompt,
+                engine=served.engine,
+                tokenizer=served.tokenizer,
+                account=account,
+                seller=seller,
+                priority=0 if seller.till.is_paying(client.wallet) else 1,
+            )
+            await delivery.story(self._collect_prepayment(account, accept, quote))
+        finally:
+            seller.till.close(account)
+
+    # ---- quote ----
+
+    def _can_serve(self, call: CallForProposals, client: Binding) -> Served:
+        seller = self._seller
+        served = seller.served().get(call.model)
+        if served is None:
+            raise RequestInvalid("this provider does not serve that model.")
+        if call.rail != seller.rail:
+            raise RequestInvalid(f"this provider is paid over {seller.rail}, not {call.rail}.")
+        if call.mode not in served.model.modes:
+            raise RequestInvalid(f"this provider does not serve {call.mode} mode.")
+        if call.tokens_in + call.max_tokens > served.engine.info.context:
+            raise RequestInvalid(f"the context here is {served.engine.info.context} tokens.")
+        if served.engine.load().waiting >= seller.terms.waiting_limit:
+            raise EngineFailed("too many tasks are waiting here.", next_step="Try again soon.")
+        if client.peer != seller.peer:
+            quote = self._quote(call, served, served.model.price_in, served.model.price_out, final=False)
+            seller.till.check_credit(client.wallet, quote.cost_of(seller.terms.tick_tokens) - quote.cost_in())
+        return served
+
+    async def _negotiate(self, call: CallForProposals, served: Served) -> tuple[SignedQuote, Accept] | None:
+        quote = self._quote(call, served, served.model.price_in, served.model.price_out, final=False)
+        while True:
+            signed = sign_quote(quote, self._seller.receipt_key)
+            taken = self._seller.till.taken(call.channel)
+            await self._talk.say(Propose(quote=signed, binding=self._seller.binding, taken=taken))
+            body = await self._talk.hear(self._timeout_s)
+            if isinstance(body, Accept):
+                if body.quote != signed.digest():
+                    raise RequestInvalid("the accepted quote is not the one that was proposed.")
+                if self._seller.clock.now_ms() >= quote.expires_ms:
+                    raise RequestInvalid("the quote has expired.", next_step="Ask for a new one.")
+                return signed, body
+            if isinstance(body, Reject) and body.is_final:
+                return None
+            price_in, price_out = self._answer(body, served) if isinstance(body, Counter) else _own(served)
+            quote = self._quote(call, served, price_in, price_out, final=True)
+
+    def _answer(self, counter: Counter, served: Served) -> tuple[int, int]:
+        """Their price if it is not below our floor, else our own."""
+        floor = self._seller.terms.floor_percent
+        price_in, price_out = _own(served)
+        if counter.price_in * 100 >= price_in * floor and counter.price_out * 100 >= price_out * floor:
+            return min(counter.price_in, price_in), min(counter.price_out, price_out)
+        return price_in, price_out
+
+    def _quote(self, call: CallForProposals, served: Served, price_in: int, price_out: int, *, final: bool) -> Quote:
+        seller = self._seller
+        own = self._peer == seller.peer  # this node's own gateway pays nothing to itself
+        return Quote(
+            network=seller.network,
+            task=self._task,
+            provider=seller.peer,
+            client=self._peer,
+            model=call.model,
+            weights=served.model.weights,
+            engine=served.engine.info.name,
+            rail=seller.rail,
+            prompt=call.prompt,
+            sampling=call.sampling,
+            tokens_in=call.tokens_in,
+            max_tokens=call.max_tokens,
+            price_in=0 if own else price_in,
+            price_out=0 if own else price_out,
+            tick_tokens=seller.terms.tick_tokens,
+            expires_ms=seller.clock.now_ms() + int(seller.terms.quote_ttl_s * 1000),
+            final=final,
+        )
+
+    # ---- admit ----
+
+    def _check_request(self, task: ChatTask, quote: Quote, served: Served) -> tuple[int, ...]:
+        """The prompt's token ids, once the task is the one that was quoted."""
+        if task.model != quote.model or task.max_tokens != quote.max_tokens:
+            raise RequestInvalid("the task is not the one that was quoted.")
+        if task.sampling.digest() != quote.sampling:
+            raise RequestInvalid("the task's sampling is not the one that was quoted.")
+        prompt = served.tokenizer.render(task.messages)
+        if len(prompt) != quote.tokens_in or prompt_digest(task.salt, prompt) != quote.prompt:
+            raise RequestInvalid("the prompt is not the one that was quoted.")
+        return prompt
+
+    async def _collect_prepayment(self, account: Account, accept: Accept, quote: Quote) -> None:
+        """The voucher that came with accept, on disk: before that, no token leaves."""
+        added = await self._seller.till.take(account, accept.voucher)
+        if added < quote.cost_in():
+            raise PaymentRefused("the voucher with accept does not pay for the input.")
+
+
+def _own(served: Served) -> tuple[int, int]:
+    return served.model.price_in, served.model.price_out

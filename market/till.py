@@ -1,0 +1,132 @@
+"""The payee's channels: vouchers taken in order, and how much credit is out, in total and per client.
+
+Credit beyond the last voucher is limited as a total over all clients, so that no crowd of strangers can
+run up more than one number. Vouchers are on disk before they count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from market.channel import Channel, ChannelState, take
+from market.errors import PaymentRefused
+from market.identity import Binding, PeerId
+from market.money import format_octo
+from market.ports import Books, Rail
+from market.quote import Quote
+from market.voucher import Opening, VoucherFrame
+
+GAP_TIMEOUT_S = 3.0
+
+
+@dataclass(slots=True)
+class Account:
+    """What one running task owes and has paid."""
+
+    channel: bytes
+    payer: bytes
+    owed: int = 0
+    paid: int = 0
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def credit(self) -> int:
+        return max(0, self.owed - self.paid)
+
+
+class Till:
+    def __init__(self, *, network: str, wallet: bytes, rail: Rail, books: Books, credit_limit: int) -> None:
+        self._network = network
+        self._wallet = wallet
+        self._rail = rail
+        self._books = books
+        self._credit_limit = credit_limit
+        self._channels: dict[bytes, Channel] = {}
+        self._changed: defaultdict[bytes, asyncio.Condition] = defaultdict(asyncio.Condition)
+        self._open: dict[int, Account] = {}
+        self._debts: defaultdict[bytes, int] = defaultdict(int)
+
+    async def load(self) -> None:
+        for channel in await self._books.channels():
+            if channel.role == "payee" and channel.state is ChannelState.OPEN:
+                self._channels[channel.id] = channel
+
+    def taken(self, channel_id: bytes | None) -> int:
+        """How many leaves of the channel we hold; 0 of one that we do not know."""
+        channel = self._channels.get(channel_id or b"")
+        return channel.receipts.size if channel else 0
+
+    def exposure(self) -> int:
+        """Credit that is out: running tasks beyond their vouchers, and what clients left owing."""
+        return sum(account.credit for account in self._open.values()) + sum(self._debts.values())
+
+    def is_paying(self, payer: bytes) -> bool:
+        """Whether this wallet has paid us before; strangers wait behind those who have."""
+        return any(channel.terms.payer == payer and channel.paid > 0 for channel in self._channels.values())
+
+    def check_credit(self, payer: bytes, tick: int) -> None:
+        """Raises PaymentRefused when one more task would take the exposure over its limits."""
+        if self._debts[payer] > 2 * tick:
+            raise PaymentRefused(f"the wallet still owes {format_octo(self._debts[payer])} from earlier tasks.")
+        if self.exposure() + 2 * tick > self._credit_limit:
+            raise PaymentRefused("this provider's credit is used up by other tasks.", next_step="Try again soon.")
+
+    async def admit(self, channel_id: bytes, opening: Opening | None, *, client: Binding, quote: Quote) -> Account:
+        """The account of an accepted task on a funded channel of the client's; raises PaymentRefused."""
+        channel = self._channels.get(channel_id)
+        if channel is None:
+            channel = await self._admit_new(channel_id, opening, client)
+        if channel.terms.payer != client.wallet or channel.peer != client.peer:
+            raise PaymentRefused("the channel belongs to another client.")
+        if channel.state is not ChannelState.OPEN:
+            raise PaymentRefused("the channel is closing.")
+        if channel.left < quote.max_cost():
+            raise PaymentRefused(
+                f"the channel has {format_octo(channel.left)} left, the quote may cost {format_octo(quote.max_cost())}."
+            )
+        account = Account(channel=channel_id, payer=client.wallet)
+        self._open[id(account)] = account
+        return account
+
+    async def _admit_new(self, channel_id: bytes, opening: Opening | None, client: Binding) -> Channel:
+        if opening is None or opening.terms.channel_id() != channel_id:
+            raise PaymentRefused("the channel is not known here and was not opened with the task.")
+        terms = opening.terms
+        if terms.network != self._network or terms.payee != self._wallet or terms.rail != self._rail.name:
+            raise PaymentRefused("the channel does not pay this provider on this network and rail.")
+        deposit = await self._rail.check_channel(opening)
+        channel = Channel(role="payee", peer=PeerId(client.peer), terms=terms, opening=opening, deposit=deposit)
+        return self._channels.setdefault(channel_id, channel)
+
+    async def take(self, account: Account, frame: VoucherFrame) -> int:
+        """Take a voucher, in the order of its leaves, and credit the account; how much it added.
+
+        Two tasks of one client pay from one channel: their vouchers may be read in either order, so one
+        that comes early waits for the one before it.
+        """
+        changed = self._changed[account.channel]
+        async with changed:
+            first = frame.leaves - len(frame.added)
+            try:
+                async with asyncio.timeout(GAP_TIMEOUT_S):
+                    await changed.wait_for(lambda: self._channels[account.channel].receipts.size >= first)
+            except TimeoutError:
+                raise PaymentRefused("receipts before this voucher are missing.") from None
+            before = self._channels[account.channel]
+            after = take(before, frame)
+            await self._books.save(after)
+            self._channels[account.channel] = after
+            changed.notify_all()
+        added = after.paid - before.paid
+        account.paid += added
+        account.progress.set()
+        return added
+
+    def close(self, account: Account) -> None:
+        """End of a task: what is unpaid stays a debt of its wallet, what is over pays older debts."""
+        self._open.pop(id(account), None)
+        debt = self._debts.pop(account.payer, 0) + account.owed - account.paid
+        if debt > 0:
+            self._debts[account.payer] = debt
