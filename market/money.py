@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import re
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -15,6 +15,8 @@ from market.errors import RequestInvalid
 OCTO = 10**18
 AMOUNT_LIMIT = 2**256 - 1
 TOKENS_PER_PRICE = 1_000_000
+# Digits, not Decimal: its context rounds to 28 digits, and "1e999999999" overflows it.
+_OCTO_TEXT = re.compile(r"([0-9]{1,60})(?:\.([0-9]{1,18}))?\s*(?:OCTO)?")
 
 
 def _amount_from_wire(raw: object) -> int:
@@ -44,11 +46,8 @@ def format_octo(amount: int) -> str:
 
 def parse_octo(text: str) -> int:
     """`1.25` or `1.25 OCTO` as an integer; raises RequestInvalid for anything else."""
-    try:
-        number = Decimal(text.removesuffix("OCTO").strip())
-        scaled = number * OCTO
-        if not number.is_finite() or scaled != scaled.to_integral_value() or not 0 <= scaled <= AMOUNT_LIMIT:
-            raise InvalidOperation
-    except InvalidOperation:
-        raise RequestInvalid(f"{text[:40]!r} is not an amount of OCTO.", next_step="Write it like 1.25.") from None
-    return int(scaled)
+    match = _OCTO_TEXT.fullmatch(text.strip())
+    amount = int(match[1] + (match[2] or "").ljust(18, "0")) if match else -1
+    if not 0 <= amount <= AMOUNT_LIMIT:
+        raise RequestInvalid(f"{text[:40]!r} is not an amount of OCTO.", next_step="Write it like 1.25.")
+    return amount
