@@ -72,6 +72,9 @@ def main() -> int:
     except StepFailed as failed:
         print(failed, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\n[octo] stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -56,7 +56,7 @@ def set_up() -> None:
         [*pip, "--no-build-isolation", "-v", "-r", ROOT / "requirements/lock.txt"],
         log=LOGS / "pip-lock.log",
         env={**env, "PATH": f"{VENV / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}"},
-        usually="5 to 10 minutes on 2 cores, the first time",
+        usually="4 to 10 minutes on 2 cores, the first time",
         detail=_Lines(total),
     )
     run_step(
@@ -116,6 +116,9 @@ def main() -> int:
         except StepFailed as failed:
             print(failed, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("\n[octo] stopped; the same command goes on from here", file=sys.stderr)
+            return 130
         STAMP.write_text(wanted_stamp())
     return 0
 
