@@ -83,7 +83,7 @@ class Delivery:
         self._finish: Finish = ""
         self._failure: Exception | None = None
         self._sent = 0
-        self._receipts: list[Receipt] = []
+        self._issued: list[tuple[Receipt, bytes]] = []
         self._generating: asyncio.Task[None] | None = None
         self._issuing: asyncio.Task[None] | None = None
 
@@ -98,7 +98,7 @@ class Delivery:
             finish = await self._meter()
             await stop_tasks(self._generating)
             await self._respond(finish)
-            await self._collect(self._receipts[-1].amount)
+            await self._collect(self._issued[-1])
         finally:
             await stop_tasks(self._generating, reading, prepaid, self._issuing)
 
@@ -182,7 +182,7 @@ class Delivery:
         self._pending.append(token)
 
     def _since_receipt(self) -> int:
-        receipted = self._receipts[-1].tokens_out if self._receipts else 0
+        receipted = self._issued[-1][0].tokens_out if self._issued else 0
         return len(self._transcript.tokens) - receipted
 
     async def _flush(self, commitment: Commitment | None = None) -> None:
@@ -202,8 +202,8 @@ class Delivery:
         record = self._receipt(commitment, final=False, finish="")
         previous = self._issuing
         self._issuing = asyncio.create_task(self._issue(record, previous))
-        if len(self._receipts) >= TICKS_AHEAD:
-            await self._collect(self._receipts[-TICKS_AHEAD].amount)
+        if len(self._issued) >= TICKS_AHEAD:
+            await self._collect(self._issued[-TICKS_AHEAD])
 
     async def _issue(self, record: ReceiptRecord, previous: asyncio.Task[None] | None) -> None:
         """On disk, then on the wire, in order; beside the token stream, not in it."""
@@ -240,7 +240,7 @@ class Delivery:
             binding=seller.binding.cid(),
             channel=self._account.channel,
             task=self._task_id,
-            seq=len(self._receipts),
+            seq=len(self._issued),
             final=final,
             finish=finish,
             model=quote.model,
@@ -258,9 +258,9 @@ class Delivery:
             started_ms=self._started_ms,
             ended_ms=max(self._started_ms, seller.clock.now_ms()),
         )
-        self._receipts.append(receipt)
-        self._account.owed = amount
         signed = sign_receipt(receipt, seller.receipt_key)
+        self._issued.append((receipt, signed.digest()))
+        self._account.owed = amount
         return record_of(
             "provider",
             signed,
@@ -273,11 +273,12 @@ class Delivery:
 
     # ---- collect ----
 
-    async def _collect(self, amount: int) -> None:
-        """Wait until the client has paid `amount`; raises PaymentRefused when it does not."""
+    async def _collect(self, issued: tuple[Receipt, bytes]) -> None:
+        """Wait until the client has paid for a receipt; raises PaymentRefused when it does not."""
+        receipt, digest = issued
         try:
             async with asyncio.timeout(self._seller.terms.payment_timeout_s):
-                while self._account.paid < amount:
+                while not self._account.has_paid(receipt.amount, digest):
                     self._raise_failure()
                     self._account.progress.clear()
                     await self._account.progress.wait()

@@ -76,9 +76,12 @@ class Purse:
             opening = self._channels[named].opening if taken == 0 else None
             return Spending(self, named, quote, taken), opening
         async with self._opening:
-            channel = await self._open(provider, max(need, self._deposit))
-        self._reserved[channel.id] += need
-        return Spending(self, channel.id, quote, 0), channel.opening
+            # Another task may just have opened one; its opening goes along, and the payee sorts the order out.
+            fresh = self.channel_for(provider.wallet, need)
+            if fresh is None or not self._usable(fresh, need, 0):
+                fresh = (await self._open(provider, max(need, self._deposit))).id
+            self._reserved[fresh] += need
+        return Spending(self, fresh, quote, 0), self._channels[fresh].opening
 
     def _usable(self, channel_id: bytes, need: int, taken: int) -> bool:
         channel = self._channels.get(channel_id)

@@ -14,7 +14,7 @@ import coincurve
 from eth_hash.auto import keccak
 from pydantic import BeforeValidator
 
-from market.errors import SignatureInvalid
+from market.errors import EncodingInvalid, SignatureInvalid
 
 _DOMAIN_TYPE = keccak(b"EIP712Domain(string name,string version,uint256 chainId,bytes32 salt)")
 _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
@@ -52,10 +52,17 @@ class TypedStruct:
         self._members = type_text.count(",") + 1
 
     def digest(self, network: str, chain_id: int, *members: bytes | int | bool) -> bytes:
-        """What is signed: keccak(0x1901 ‖ domain separator ‖ struct hash). chain_id is 0 on the local ledger."""
+        """What is signed: keccak(0x1901 ‖ domain separator ‖ struct hash). chain_id is 0 on the local ledger.
+
+        Raises EncodingInvalid if a number does not fit a word."""
         if len(members) != self._members:
             raise TypeError(f"{self.type_text} has {self._members} members, not {len(members)}")
-        words = b"".join(m.rjust(32, b"\0") if isinstance(m, bytes) else int(m).to_bytes(32, "big") for m in members)
+        try:
+            words = b"".join(
+                m.rjust(32, b"\0") if isinstance(m, bytes) else int(m).to_bytes(32, "big") for m in members
+            )
+        except OverflowError:  # A hostile quote: price times tokens may need more than 256 bits.
+            raise EncodingInvalid(f"a number of {self.type_text.split('(')[0]} does not fit 256 bits.") from None
         return keccak(b"\x19\x01" + _domain_separator(network, chain_id) + keccak(self._type_hash + words))
 
 

@@ -34,10 +34,12 @@ class TextAssembler:
         if self.stopped:
             return ""
         held = self._held + text
-        found = min((at for at in (held.find(stop) for stop in self._stop) if at >= 0), default=-1)
-        if found >= 0:
+        # The stop string that is complete first wins, or the cut would depend on how the bytes were split:
+        # of "abcd" and "bc", a seller that sees "abc" before the "d" must stop where a buyer does who sees both.
+        found = min(((at + len(stop), at) for stop in self._stop if (at := held.find(stop)) >= 0), default=None)
+        if found is not None:
             self.stopped, self._held = True, ""
-            return held[:found]
+            return held[: found[1]]
         keep = max((_overlap(held, stop) for stop in self._stop), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -23,17 +23,22 @@ GAP_TIMEOUT_S = 3.0
 
 @dataclass(slots=True)
 class Account:
-    """What one running task owes and has paid."""
+    """What one running task owes and has paid, and for which leaves (quote and receipt digests)."""
 
     channel: bytes
     payer: bytes
     owed: int = 0
     paid: int = 0
+    leaves: set[bytes] = field(default_factory=set)
     progress: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def credit(self) -> int:
         return max(0, self.owed - self.paid)
+
+    def has_paid(self, amount: int, leaf: bytes) -> bool:
+        """Both count: after a resync a voucher may bring more than this task owes, before its own has come."""
+        return self.paid >= amount and leaf in self.leaves
 
 
 class Till:
@@ -121,6 +126,7 @@ class Till:
             changed.notify_all()
         added = after.paid - before.paid
         account.paid += added
+        account.leaves.update(frame.added)
         account.progress.set()
         return added
 

@@ -1,0 +1,168 @@
+"""Buyers and sellers in one process, over the in-memory mesh, with the real rules and the real verifier."""
+
+from __future__ import annotations
+
+import os
+
+from market.buyer import Buyer, BuyerTerms, Order, Purchase
+from market.deal import DealParts
+from market.offer import ModelOffer, Offer, Tier, sign_offer
+from market.ports import Engine
+from market.purse import Purse
+from market.reception import DealTerms
+from market.routing import Cheapest, Reliable
+from market.seller import Seller, SellerTerms, Served
+from market.task import ChatMessage, Mode, Privacy, Sampling
+from market.testing import (
+    ByteTokenizer,
+    FixedClock,
+    MemoryBooks,
+    MemoryMesh,
+    MemoryRail,
+    MemoryStanding,
+    OneTokenizer,
+    Party,
+    ScriptedEngine,
+)
+from market.till import Till
+from verifier.receipts import ReceiptVerifier
+
+OCTO = 10**18
+MODEL = "bafymodel"
+
+
+class ShopSeller:
+    def __init__(
+        self, mesh, clock, name, *, engine: Engine, price_out=3 * OCTO, tokenizer=None, terms=None, credit=OCTO
+    ):
+        self.party = Party(name)
+        self.engine = engine
+        self.books = MemoryBooks()
+        self.offer = ModelOffer(
+            model=MODEL,
+            weights="bafyweights",
+            name="toy",
+            context=engine.info.context,
+            price_in=OCTO,
+            price_out=price_out,
+            modes=(Mode.REALTIME,),
+            engine=engine.info.name,
+            tokens_per_s=100,
+        )
+        self.till = Till(
+            network="test",
+            wallet=self.party.wallet.address,
+            rail=MemoryRail(self.party.wallet, granted=0),
+            books=self.books,
+            credit_limit=credit,
+        )
+        self.seller = Seller(
+            network="test",
+            peer=self.party.peer,
+            binding=self.party.signed_binding,
+            receipt_key=self.party.receipt_key,
+            rail="memory/1",
+            served=lambda: {MODEL: Served(self.offer, engine, tokenizer or ByteTokenizer())},
+            till=self.till,
+            books=self.books,
+            verifier=ReceiptVerifier(),
+            clock=clock,
+            terms=terms or SellerTerms(tick_tokens=8, payment_timeout_s=1.0),
+        )
+        self.network = mesh.join(self.party.peer, self.seller.serve)
+        mesh.announce(
+            sign_offer(
+                Offer(
+                    network="test",
+                    peer=self.party.peer,
+                    seq=1,
+                    issued_ms=clock.now_ms(),
+                    expires_ms=clock.now_ms() + 60_000,
+                    tier=Tier.CONSUMER,
+                    slots=4,
+                    models=(self.offer,),
+                    privacy=(Privacy.PUBLIC, Privacy.SHARED),
+                    rails=("memory/1",),
+                    addresses=(),
+                    content=(),
+                    isolation="none",
+                    binding=self.party.signed_binding,
+                ),
+                self.party.key,
+            )
+        )
+
+    def earned(self) -> int:
+        return sum(channel.paid for channel in self.books.saved.values())
+
+
+class ShopBuyer:
+    def __init__(self, mesh, clock, name="alice", *, granted=100 * OCTO, deposit=OCTO, terms=None, books=None):
+        self.party = Party(name)
+        self.books = books or MemoryBooks()
+        self.standing = MemoryStanding()
+        self.rail = MemoryRail(self.party.wallet, granted=granted)
+        self.purse = Purse(
+            network="test",
+            wallet=self.party.wallet.address,
+            rail=self.rail,
+            books=self.books,
+            session_keys=self.party.session_key,
+            random=os.urandom,
+            deposit=deposit,
+        )
+        network = mesh.join(self.party.peer, _nobody)
+        self.buyer = Buyer(
+            parts=DealParts(
+                network="test",
+                peer=self.party.peer,
+                rail="memory/1",
+                binding=self.party.signed_binding,
+                purse=self.purse,
+                verifier=ReceiptVerifier(),
+                standing=self.standing,
+                clock=clock,
+                random=os.urandom,
+                terms=terms or DealTerms(token_timeout_s=3.0, settle_timeout_s=2.0),
+            ),
+            network=network,
+            offers=network.offers,
+            tokenizers=OneTokenizer(ByteTokenizer()),
+            policy=Reliable(Cheapest()),
+            terms=BuyerTerms(),
+        )
+
+    def spent(self) -> int:
+        return sum(channel.paid for channel in self.books.saved.values())
+
+    async def ask(self, text="Hi", **order) -> tuple[str, Purchase]:
+        """The whole answer, and the finished purchase."""
+        async with self.buyer.buy(make_order(text, **order)) as purchase:
+            pieces = [delta.text async for delta in purchase.deltas()]
+        return "".join(pieces), purchase
+
+
+def make_order(text="Hi", **order) -> Order:
+    return Order(
+        model=order.pop("model", MODEL),
+        messages=(ChatMessage(role="user", content=text),),
+        sampling=Sampling(seed=bytes(32)),
+        **order,
+    )
+
+
+async def _nobody(conversation) -> None:
+    raise AssertionError("nobody calls a buyer")
+
+
+class Shop:
+    def __init__(self):
+        self.clock = FixedClock()
+        self.mesh = MemoryMesh(self.clock)
+
+    def seller(self, name="bob", **options) -> ShopSeller:
+        options.setdefault("engine", ScriptedEngine())
+        return ShopSeller(self.mesh, self.clock, name, **options)
+
+    def buyer(self, name="alice", **options) -> ShopBuyer:
+        return ShopBuyer(self.mesh, self.clock, name, **options)
