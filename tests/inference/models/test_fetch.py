@@ -1,0 +1,361 @@
+"""Pulling a file from honest, lying, slow and dying sources; over real HTTP, into a real folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from inference.models.cid import DAG_PB, parse_cid
+from inference.models.fetch import Progress, fetch_block, fetch_file
+from inference.models.sources import HttpSource, LocalSource, open_content_session
+from inference.models.store import Store
+from inference.models.unixfs import PROFILE_CLASSIC
+from market.errors import BlockInvalid, ContentUnavailable, DiskFull, EncodingInvalid
+from node.api.content import content_app
+from tests.inference.models.content_kit import (
+    MIB,
+    PLENTY,
+    Counter,
+    counted_app,
+    endless_app,
+    liar_app,
+    put,
+    seeded,
+    serving,
+    sources,
+)
+
+DATA = seeded(40 * MIB + 77)
+
+
+@pytest.fixture
+async def root(other_store: Store, tmp_path: Path) -> str:
+    return await put(other_store, tmp_path, DATA, public=True)
+
+
+def flip(data: bytes, at: int) -> bytes:
+    bent = bytearray(data)
+    bent[at] ^= 1
+    return bytes(bent)
+
+
+async def test_a_pulled_file_is_the_file(store: Store, other_store: Store, root: str) -> None:
+    seen: list[Progress] = []
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        path = await fetch_file(store, root, [peer], size_bytes=len(DATA), progress=seen.append)
+    assert path.read_bytes() == DATA
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert seen[-1].done_bytes == seen[-1].total_bytes == len(DATA)
+    assert seen[-1].source == peer.name
+    assert list(store.parts.iterdir()) == []
+    assert not [f for f in store.list() if f.public]
+
+
+async def test_what_was_pulled_can_be_served_on(store: Store, other_store: Store, root: str, tmp_path: Path) -> None:
+    third = Store(tmp_path / "third")
+    async with sources(content_app(other_store, limits=PLENTY), content_app(store, limits=PLENTY)) as (first, second):
+        await fetch_file(store, root, [first], public=True)
+        path = await fetch_file(third, root, [second])
+    assert path.read_bytes() == DATA
+    third.close()
+
+
+async def test_the_log_shows_every_block_and_from_whom(store: Store, other_store: Store, root: str) -> None:
+    with capture_logs() as lines:
+        async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+            await fetch_file(store, root, [peer])
+    verified = [line for line in lines if line["event"] == "blocks_verified"]
+    assert sum(line["blocks"] for line in verified) == 41
+    assert sum(line["bytes"] for line in verified) == len(DATA)
+    assert {(line["cid"], line["from"]) for line in verified} == {(root, peer.name)}
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1])
+async def test_small_files_and_edges(store: Store, other_store: Store, tmp_path: Path, size: int) -> None:
+    root = await put(other_store, tmp_path, seeded(size), public=True)
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        path = await fetch_file(store, root, [peer], size_bytes=size)
+    assert path.read_bytes() == seeded(size)
+
+
+async def test_the_classic_profile_can_be_pulled_too(store: Store, other_store: Store, tmp_path: Path) -> None:
+    root = await put(other_store, tmp_path, DATA, public=True, profile=PROFILE_CLASSIC)
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        assert (await fetch_file(store, root, [peer])).read_bytes() == DATA
+
+
+async def test_a_file_on_this_machine_is_a_source_like_any_other(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(DATA)
+    source = LocalSource(tmp_path / "model.gguf")
+    assert (await fetch_file(store, await source.root(), [source])).read_bytes() == DATA
+
+
+async def test_another_size_than_announced_is_refused_before_any_leaf(
+    store: Store, other_store: Store, root: str
+) -> None:
+    counter = Counter()
+    async with sources(counted_app(other_store, counter)) as (peer,):
+        with pytest.raises(BlockInvalid, match="announced"):
+            await fetch_file(store, root, [peer], size_bytes=len(DATA) + 1)
+    assert counter.bytes == 0
+
+
+# ---- liars ---------------------------------------------------------------------------------------
+
+
+async def test_a_flipped_bit_in_a_leaf_blames_that_source_and_the_other_finishes(
+    store: Store, other_store: Store, root: str
+) -> None:
+    liar = liar_app(other_store, lambda r, data: flip(data, 3 * MIB + 9) if len(data) > 4 * MIB else data)
+    with capture_logs() as lines:
+        async with sources(liar, content_app(other_store, limits=PLENTY)) as (bad, good):
+            path = await fetch_file(store, root, [bad, good])
+    assert path.read_bytes() == DATA
+    assert [(e["source"], e["code"]) for e in lines if e["event"] == "content_source_dropped"] == [
+        (bad.name, "block_invalid")
+    ]
+
+
+async def test_a_flipped_bit_in_an_inner_node_blames_that_source(store: Store, other_store: Store, root: str) -> None:
+    liar = liar_app(other_store, lambda r, data: flip(data, 40) if r.query.get("format") == "raw" else data)
+    with capture_logs() as lines:
+        async with sources(liar, content_app(other_store, limits=PLENTY)) as (bad, good):
+            path = await fetch_file(store, root, [bad, good])
+    assert path.read_bytes() == DATA
+    assert [e["source"] for e in lines if e["event"] == "content_source_dropped"] == [bad.name]
+
+
+async def test_a_lone_liar_delivers_nothing_and_says_why(store: Store, other_store: Store, root: str) -> None:
+    async with sources(liar_app(other_store, lambda r, data: flip(data, 0) if len(data) > MIB else data)) as (bad,):
+        with pytest.raises(ContentUnavailable, match="wrong bytes at offset"):
+            await fetch_file(store, root, [bad])
+    assert not store.has(root)
+
+
+async def test_endless_zeros_are_wrong_bytes(store: Store, other_store: Store, root: str) -> None:
+    async with sources(endless_app(other_store), content_app(other_store, limits=PLENTY)) as (bad, good):
+        assert (await fetch_file(store, root, [bad, good])).read_bytes() == DATA
+
+
+async def test_a_block_that_never_ends_is_cut_at_two_mebibytes(store: Store, other_store: Store, root: str) -> None:
+    liar = liar_app(other_store, lambda r, data: data + bytes(64 * MIB))
+    async with sources(liar) as (bad,):
+        with pytest.raises(BlockInvalid, match="more than"):
+            await bad.block(root)
+
+
+async def test_a_truncating_source_is_given_up_and_the_other_finishes(
+    store: Store, other_store: Store, root: str
+) -> None:
+    short = liar_app(other_store, lambda r, data: data[:1000] if len(data) > MIB else data)
+    async with sources(short, content_app(other_store, limits=PLENTY)) as (bad, good):
+        with pytest.raises(ContentUnavailable, match="ended"):
+            await fetch_file(store, root, [bad])
+        assert (await fetch_file(store, root, [bad, good])).read_bytes() == DATA
+
+
+async def test_a_dripping_source_loses_its_segment_to_a_quick_one(store: Store, other_store: Store, root: str) -> None:
+    drip = endless_app(other_store, pause_s=0.2, piece=b"x")
+    started = time.monotonic()
+    async with sources(drip, content_app(other_store, limits=PLENTY)) as (slow, quick):
+        assert (await fetch_file(store, root, [slow, quick])).read_bytes() == DATA
+    assert time.monotonic() - started < 15
+
+
+async def test_a_lone_dripping_source_is_given_up(store: Store, other_store: Store, root: str) -> None:
+    async with sources(endless_app(other_store, pause_s=0.05, piece=b"x")) as (slow,):
+        with pytest.raises(ContentUnavailable, match="needs over"):
+            await fetch_file(store, root, [slow], leaf_timeout_s=0.3)
+
+
+async def test_a_redirect_is_not_followed(store: Store, other_store: Store, root: str) -> None:
+    from aiohttp import web
+
+    counter = Counter()
+    async with serving(counted_app(other_store, counter)) as elsewhere:
+        app = web.Application()
+
+        async def away(request: web.Request) -> web.Response:
+            raise web.HTTPFound(elsewhere + request.path_qs)
+
+        app.router.add_get("/ipfs/{cid}", away)
+        async with sources(app) as (peer,):
+            with pytest.raises(ContentUnavailable, match="302"):
+                await fetch_file(store, root, [peer])
+    assert counter.requests == 0
+
+
+async def test_a_source_is_an_ip_address_never_a_name() -> None:
+    async with open_content_session() as session:
+        for url in (
+            "http://localhost:8081",
+            "https://1.2.3.4",
+            "http://u:p@1.2.3.4:80",
+            "http://1.2.3.4/x",
+            "file:///",
+        ):
+            with pytest.raises(EncodingInvalid):
+                HttpSource(url, session)
+
+
+async def test_a_block_by_itself_is_verified(other_store: Store, root: str) -> None:
+    async with sources(liar_app(other_store, lambda r, d: d[:-1]), content_app(other_store)) as (bad, good):
+        block = await fetch_block(root, [bad, good])
+    assert block == await other_store.read_block(root)
+
+
+# ---- bad luck ------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_pull_resumes_with_what_is_missing(store: Store, other_store: Store, root: str) -> None:
+    halfway = asyncio.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.done_bytes > len(DATA) // 2:
+            halfway.set()
+
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        pull = asyncio.create_task(fetch_file(store, root, [peer], progress=watch))
+        await halfway.wait()
+        pull.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pull
+    seen: list[Progress] = []
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        path = await fetch_file(store, root, [peer], progress=seen.append)
+    assert path.read_bytes() == DATA
+    assert seen[0].done_bytes > len(DATA) // 2
+
+
+async def test_kill_9_loses_no_verified_leaf(store: Store, other_store: Store, root: str, tmp_path: Path) -> None:
+    folder, counter = tmp_path / "models", Counter()
+    store.close()
+    async with serving(counted_app(other_store, counter)) as url:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PULL_AND_STALL, str(folder), root, url], stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        kept = int(await asyncio.to_thread(child.stdout.readline))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        counter.bytes = 0
+        fresh = Store(folder)
+        async with open_content_session() as session:
+            path = await fetch_file(fresh, root, [HttpSource(url, session)])
+    assert path.read_bytes() == DATA
+    assert kept >= 20 * MIB
+    assert counter.bytes <= len(DATA) - kept
+    fresh.close()
+
+
+PULL_AND_STALL = """
+import asyncio, sys, time
+from pathlib import Path
+from inference.models.fetch import fetch_file
+from inference.models.sources import HttpSource, open_content_session
+from inference.models.store import Store
+
+def stall(progress):
+    if progress.done_bytes >= 20 * 1024 * 1024:
+        print(progress.done_bytes, flush=True)
+        time.sleep(60)
+
+async def main():
+    async with open_content_session() as session:
+        await fetch_file(Store(Path(sys.argv[1])), sys.argv[2], [HttpSource(sys.argv[3], session)], progress=stall)
+
+asyncio.run(main())
+"""
+
+
+async def test_two_pulls_of_one_root_at_once_share_one_download(store: Store, other_store: Store, root: str) -> None:
+    counter = Counter()
+    async with sources(counted_app(other_store, counter)) as (peer,):
+        one, two = await asyncio.gather(fetch_file(store, root, [peer]), fetch_file(store, root, [peer]))
+    assert one == two
+    assert counter.bytes == len(DATA)
+
+
+async def test_a_part_that_somebody_changed_is_hashed_again(store: Store, other_store: Store, root: str) -> None:
+    async with sources(liar_app(other_store, lambda r, d: flip(d, 7 * MIB) if len(d) > 7 * MIB else d)) as (bad,):
+        with pytest.raises(ContentUnavailable):
+            await fetch_file(store, root, [bad])
+    (part,) = store.parts.glob("*.part")
+    with part.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"damage")
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        assert (await fetch_file(store, root, [peer])).read_bytes() == DATA
+
+
+# ---- a full disk -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 8 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=False)
+    if mount.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here, so no disk can be made full")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_disk_that_is_too_small_is_told_before_the_download(
+    small_disk: Path, other_store: Store, root: str
+) -> None:
+    counter, store = Counter(), Store(small_disk)
+    async with sources(counted_app(other_store, counter)) as (peer,):
+        with pytest.raises(DiskFull, match=f"{len(DATA)} bytes are still needed"):
+            await fetch_file(store, root, [peer])
+    assert counter.bytes == 0
+    store.close()
+
+
+async def test_a_disk_that_fills_up_meanwhile_keeps_what_arrived_and_goes_on_with_room(
+    small_disk: Path, other_store: Store, tmp_path: Path
+) -> None:
+    data, store = seeded(6 * MIB), Store(small_disk)
+    root = await put(other_store, tmp_path, data, public=True)
+    ballast = small_disk / "ballast"
+
+    def fill(progress: Progress) -> None:
+        if progress.done_bytes >= 2 * MIB and not ballast.exists():
+            with ballast.open("wb") as file, pytest.raises(OSError):
+                while True:
+                    os.write(file.fileno(), bytes(65536))
+
+    async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+        with pytest.raises(DiskFull, match="Free some space"):
+            await fetch_file(store, root, [peer], progress=fill)
+        ballast.unlink()
+        seen: list[Progress] = []
+        path = await fetch_file(store, root, [peer], progress=seen.append)
+    assert path.read_bytes() == data
+    assert seen[0].done_bytes >= 2 * MIB
+    store.close()
+
+
+async def test_adding_to_a_full_disk_leaves_the_source_alone(small_disk: Path, tmp_path: Path) -> None:
+    store, source = Store(small_disk), tmp_path / "big"
+    source.write_bytes(DATA)
+    for move in (False, True):
+        with pytest.raises(DiskFull):
+            await store.add(source, move=move)
+        assert source.read_bytes() == DATA
+    assert list(store.parts.iterdir()) == []
+    store.close()
+
+
+def test_roots_of_the_tests_are_trees() -> None:
+    assert parse_cid("bafybeidd4va46is4xmnlwbnl3gluqqdvr34o6alhgit7g5s7ruylrv64b4").codec == DAG_PB
