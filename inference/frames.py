@@ -1,0 +1,88 @@
+"""What a node and its engine worker say to each other, and how that becomes bytes on their socket pair.
+
+Lives here: frames (4-byte big-endian length + DAG-CBOR), the settings and facts they open with. Must not
+know: llama.cpp, asyncio, what a job is for.
+
+Node to worker: settings, then ["run", job, prompt, sampling, max_tokens, end_tokens, priority], ["cancel", job],
+["read", job, tokens read in all]. Worker to node: ["ready", facts] or ["fail", code, message, next step], then
+["step", [[job, token or -1, finish, error], …]] for each decode call, ["alive"] while it works without tokens.
+Neither side waits for an answer; the end of the stream is goodbye.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import libipld
+
+from market.errors import EncodingInvalid
+from market.values import decode_plain, value
+
+LIMIT_BYTES: Final = 4 * 1024 * 1024
+"""A prompt of 131,072 tokens is 512 KiB; a step of 60 jobs 2 KiB."""
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+@value
+class WorkerSettings:
+    """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free."""
+
+    parent: int
+    model: str
+    slots: int
+    context: int
+    threads: int
+    window: int
+    memory_bytes: int
+    core: int
+
+
+@value
+class WorkerFacts:
+    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size."""
+
+    engine: str
+    vocabulary: int
+    isolation: str
+
+
+def pack(message: Sequence[Any]) -> bytes:
+    body = bytes(libipld.encode_dag_cbor(message))
+    if len(body) > LIMIT_BYTES:
+        raise EncodingInvalid(f"a frame of {len(body)} bytes is over the limit of {LIMIT_BYTES}.")
+    return _LENGTH.pack(len(body)) + body
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    return array("i", tokens).tobytes()
+
+
+def unpack_tokens(data: bytes) -> list[int]:
+    tokens = array("i")
+    tokens.frombytes(data)
+    return tokens.tolist()
+
+
+class FrameBuffer:
+    """Bytes as they arrive, frames as they become whole."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Raises EncodingInvalid for a frame over the limit, or one that is not DAG-CBOR."""
+        self._data += data
+        while len(self._data) >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._data)
+            if size > LIMIT_BYTES:
+                raise EncodingInvalid(f"a frame of {size} bytes is over the limit of {LIMIT_BYTES}.")
+            end = _LENGTH.size + size
+            if len(self._data) < end:
+                return
+            body = bytes(self._data[_LENGTH.size : end])
+            del self._data[:end]
+            yield decode_plain(body, limit_bytes=LIMIT_BYTES)

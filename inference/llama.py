@@ -1,0 +1,162 @@
+"""llama.cpp through llama-cpp-python's low-level API: one model, one context, many sequences.
+
+Lives here: every call into the library, and the numbers it wants. Must not know: jobs, sampling, frames.
+Only the worker process imports this module, because a bad model file can take the process down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import llama_cpp
+import numpy as np
+
+from inference.batch import Row
+from inference.hardware import isa_word
+from inference.sampler import Logits
+from inference.scheduler import CHUNK
+from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
+
+GGML_LOG_LEVEL_ERROR: Final = 4
+"""From ggml.h; llama-cpp-python does not export it."""
+_KV_VALUE_BYTES: Final = 2  # f16
+_COMPUTE_BYTES: Final = 96 * 1024 * 1024
+"""Graph and output buffers for 64 rows; 60 MB were seen for the default model."""
+
+
+class LlamaContext:
+    """A model file, mapped, with `slots` sequences of `size` tokens each.
+
+    kv_unified=False gives each sequence its own cells: with the shared buffer, logits depend on who else
+    is in the batch (differences of up to 1.4 were measured).
+    Raises ModelFileInvalid with the library's reason, NodeMisconfigured if it does not fit `memory_bytes`.
+    """
+
+    def __init__(self, path: Path, *, slots: int, size: int, threads: int, memory_bytes: int) -> None:
+        self.threads, self.size = threads, size
+        self.lanes = slots + (1 if threads > 1 else 0)
+        self._errors: list[str] = []
+        self._log = self._quiet_log()
+        self._model = self._load(path)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self._check_size(path, slots, memory_bytes)
+        self._context = self._open_context(path)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._batch = llama_cpp.llama_batch_init(CHUNK + 1, 0, 1)
+        self._warm_up()
+
+    @property
+    def engine(self) -> str:
+        """The engine class: library, version, instruction set, quantisation; equal classes replay bit for bit."""
+        info = llama_cpp.llama_print_system_info().decode()
+        flags = {part.split("=")[0].strip().lower() for part in info.replace(":", "|").split("|") if "= 1" in part}
+        return f"llama.cpp/{llama_cpp.__version__}/cpu-{isa_word(flags)}/{self._file_type()}"
+
+    def decode(self, rows: Sequence[Row]) -> list[Logits]:
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for at, row in enumerate(rows):
+            batch.token[at] = row.token
+            batch.pos[at] = row.position
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = row.slot
+            batch.logits[at] = row.wanted
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise EngineFailed(f"llama_decode returned {status} for {len(rows)} rows.")
+        return [self._logits(at) for at, row in enumerate(rows) if row.wanted]
+
+    def forget(self, slot: int, start: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, start, -1)
+
+    def _logits(self, at: int) -> Logits:
+        """A view into the library's buffer, without a copy."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, at)
+        row: Logits = np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
+        return row
+
+    def _quiet_log(self) -> Any:
+        """The library's error lines are kept for our own errors; nothing is printed. Must outlive the library."""
+
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+        def note(level: int, text: bytes, _data: object) -> None:
+            if level == GGML_LOG_LEVEL_ERROR and len(self._errors) < 16:
+                self._errors.append(text.decode(errors="replace").strip())
+
+        llama_cpp.llama_log_set(note, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        return note
+
+    def _load(self, path: Path) -> Any:
+        options = llama_cpp.llama_model_default_params()
+        options.n_gpu_layers = 0  # the engine class says cpu; canonical chunks were measured there only
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        if not model:
+            raise ModelFileInvalid(
+                f"llama.cpp cannot load {path.name}: {self._reason()}.", next_step="Pull or convert the model again."
+            )
+        if not llama_cpp.llama_model_has_decoder(model):
+            raise ModelFileInvalid(f"{path.name} is not a model that generates text.")
+        return model
+
+    def _reason(self) -> str:
+        """The library's first error line, which names the cause; the ones after it repeat that it failed."""
+        line = self._errors[0] if self._errors else "it gives no reason"
+        return line.rsplit(": ", 1)[-1][:200] if line.count(": ") == 1 else line[:200]
+
+    def _check_size(self, path: Path, slots: int, memory_bytes: int) -> None:
+        trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        if self.size > trained:
+            raise NodeMisconfigured(
+                f"a context of {self.size} tokens is more than the {trained} that {path.name} was trained for.",
+                next_step=f"Set the context to at most {trained}.",
+            )
+        per_slot = self.size * self._kv_token_bytes()
+        # Weights count too: the kernels keep a repacked copy of their own beside the mapped file.
+        fixed = int(llama_cpp.llama_model_size(self._model)) + _COMPUTE_BYTES + (self.lanes - slots) * per_slot
+        if fixed + slots * per_slot <= memory_bytes:
+            return
+        fitting = (memory_bytes - fixed) // per_slot
+        advice = f"Use at most {fitting} slots, or a shorter context." if fitting > 0 else "Use a smaller model."
+        raise NodeMisconfigured(
+            f"{slots} slots of {self.size} tokens need {(fixed + slots * per_slot) >> 20} MiB of memory for each "
+            f"worker, and {memory_bytes >> 20} MiB are free.",
+            next_step=advice,
+        )
+
+    def _kv_token_bytes(self) -> int:
+        """Bytes that one token's keys and values take in all layers: 23,040 for the default model."""
+        model = self._model
+        heads = int(llama_cpp.llama_model_n_head(model)) or 1
+        width = int(llama_cpp.llama_model_n_embd(model)) // heads * int(llama_cpp.llama_model_n_head_kv(model))
+        return 2 * _KV_VALUE_BYTES * width * int(llama_cpp.llama_model_n_layer(model))
+
+    def _open_context(self, path: Path) -> Any:
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx = self.size * self.lanes
+        options.n_batch = options.n_ubatch = CHUNK
+        options.n_seq_max = self.lanes
+        options.n_threads = options.n_threads_batch = self.threads
+        options.kv_unified = False
+        context = llama_cpp.llama_init_from_model(self._model, options)
+        if not context:
+            raise ModelFileInvalid(f"llama.cpp cannot open a context for {path.name}: {self._reason()}.")
+        return context
+
+    def _warm_up(self) -> None:
+        """Touch every buffer and start the threads now: the first job is not slower than the second."""
+        self.decode([Row(0, 0, at, wanted=at == CHUNK - 1) for at in range(CHUNK)])
+        self.forget(0, 0)
+
+    def _file_type(self) -> str:
+        text = ctypes.create_string_buffer(16)
+        if llama_cpp.llama_model_meta_val_str(self._model, b"general.file_type", text, len(text)) < 0:
+            return "unknown"
+        prefix = "LLAMA_FTYPE_MOSTLY_"
+        names = {getattr(llama_cpp, name): name.removeprefix(prefix) for name in dir(llama_cpp) if prefix in name}
+        names[0] = "F32"
+        return str(names.get(int(text.value), "unknown")).lower()

@@ -1,0 +1,249 @@
+"""The node's side of one engine worker: starts it, feeds it, watches it, starts it again.
+
+Lives here: the process's lives and the streams of the jobs it runs. Must not know: which worker a job
+should go to, llama.cpp, the network. What a worker says is checked: a model file may have taken it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import structlog
+
+from inference.frames import FrameBuffer, WorkerFacts, WorkerSettings, pack, pack_tokens
+from inference.isolation import child_command, child_environment
+from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError
+from market.ports import Generated, Job
+from market.task import Sampling
+from market.values import encode, from_plain, to_plain
+
+LOAD_LIMIT_S: Final = 300.0
+RESTART_LIMIT_S: Final = 10.0
+_READ_BYTES: Final = 1 << 16
+_FINISHES: Final = ("", "stop", "length", "error")
+
+log = structlog.get_logger()
+
+
+class JobStream:
+    """One job's tokens on their way from its worker to its reader."""
+
+    def __init__(self, number: int, job: Job) -> None:
+        self.number = number
+        self.job = job
+        self.worker: Worker | None = None
+        self.ended = False
+        self._tokens: list[int] = []
+        self._finish: Literal["", "stop", "length"] = ""
+        self._error: OctoError | None = None
+        self._news = asyncio.Event()
+        self.read = 0
+        self.told = 0
+        """How many read tokens the worker knows of."""
+
+    @property
+    def unread(self) -> int:
+        return len(self._tokens)
+
+    def deliver(self, token: int, finish: Literal["", "stop", "length"]) -> None:
+        if token >= 0:
+            self._tokens.append(token)
+        self._finish = finish
+        self.ended = bool(finish)
+        self._news.set()
+
+    def fail(self, error: OctoError) -> None:
+        self._error = error
+        self.ended = True
+        self._news.set()
+
+    async def take(self) -> Generated:
+        """All tokens that are there, waiting for the first; then the end, or the error."""
+        while not (self._tokens or self.ended):
+            self._news.clear()
+            await self._news.wait()
+        if self._error is not None and not self._tokens:
+            raise self._error
+        tokens, self._tokens = tuple(self._tokens), []
+        self.read += len(tokens)
+        return Generated(tokens=tokens, finish="" if self._error else self._finish)
+
+
+class Worker:
+    """One worker and its lives. `run` is its whole story; everything else is called while that runs."""
+
+    def __init__(self, settings: WorkerSettings, *, hang_s: float, on_change: Callable[[], None]) -> None:
+        self._settings = settings
+        self._hang_s = hang_s
+        self._on_change = on_change
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._heard_at = 0.0
+        self.facts: WorkerFacts | None = None
+        self.ready = False
+        self.broken: OctoError | None = None
+        """Why the latest start failed; None as long as it may come up."""
+        self.streams: dict[int, JobStream] = {}
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self.ready else None
+
+    def assign(self, stream: JobStream) -> None:
+        """Run a job; the worker has a free slot."""
+        job = stream.job
+        if not self.streams:
+            self._heard_at = asyncio.get_running_loop().time()
+        self.streams[stream.number] = stream
+        stream.worker = self
+        sampling = encode(Sampling, job.sampling)
+        prompt, ends = pack_tokens(job.prompt), sorted(job.end_tokens)
+        self._send(["run", stream.number, prompt, sampling, job.max_tokens, ends, job.priority])
+
+    def acknowledge(self, stream: JobStream) -> None:
+        """Tell the worker what was read, a quarter of a window at a time: it never has to stop for a steady reader."""
+        if not stream.ended and stream.read - stream.told >= max(1, self._settings.window // 4):
+            stream.told = stream.read
+            self._send(["read", stream.number, stream.read])
+
+    def cancel(self, stream: JobStream) -> None:
+        """Nobody reads this job any more; its slot is free at once, since the worker obeys frames in order."""
+        if self.streams.pop(stream.number, None) is not None:
+            self._send(["cancel", stream.number])
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def run(self) -> None:
+        """Live, die, and live again, ever more slowly if it never comes up. A first start that fails is the last."""
+        failures = 0
+        while True:
+            try:
+                await self._live()
+                error: OctoError = EngineFailed("the engine's worker closed its stream.")
+            except OctoError as caught:
+                error = caught
+            came_up, self.ready = self.ready, False
+            lost, self.streams = self.streams, {}
+            for stream in lost.values():
+                stream.fail(EngineFailed(error.message, next_step="Try again: the worker is being restarted."))
+            failures = 0 if came_up else failures + 1
+            self.broken = None if came_up else error
+            if not self.started.done():
+                self.started.set_exception(error)
+                return
+            log.warning("worker lost", reason=error.message, jobs=len(lost), failures=failures)
+            self._on_change()
+            await asyncio.sleep(min(RESTART_LIMIT_S, 0.05 * 2**failures))
+
+    async def _live(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *child_command("inference.worker"),
+                stdin=theirs.fileno(),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+                env=child_environment(self._settings.threads),
+                start_new_session=True,  # Ctrl-C is for the node, which then ends its workers itself
+            )
+        try:
+            reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+            self._writer.write(pack(to_plain(WorkerSettings, self._settings)))
+            await self._listen(reader)
+        finally:
+            self.kill()
+            if self._writer is not None:
+                self._writer.close()
+            status = await self._process.wait()
+        raise self._ended(status)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Hand on what the worker says until it stops speaking. Raises EngineFailed if it hangs or talks nonsense."""
+        buffer = FrameBuffer()
+        loop = asyncio.get_running_loop()
+        self._heard_at = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(self._hang_s / 4):
+                    data = await reader.read(_READ_BYTES)
+            except TimeoutError:
+                self._check_alive(loop.time() - self._heard_at)
+                continue
+            except ConnectionError:
+                return
+            if not data:
+                return
+            self._heard_at = loop.time()
+            try:
+                for frame in buffer.feed(data):
+                    self._hear(frame)
+            except (EncodingInvalid, TypeError, ValueError):
+                raise EngineFailed("the engine's worker sent a frame that makes no sense.") from None
+
+    def _check_alive(self, silent_s: float) -> None:
+        if not self.ready and silent_s > LOAD_LIMIT_S:
+            raise EngineFailed(f"the model was not loaded after {LOAD_LIMIT_S:.0f} s.")
+        if self.ready and self.streams and silent_s > self._hang_s:
+            raise EngineFailed(f"the engine's worker was silent for {silent_s:.1f} s and was ended.")
+
+    def _hear(self, frame: Any) -> None:
+        match frame:
+            case ["step", list(emissions)]:
+                for job, token, finish, error in emissions:
+                    self._deliver(job, token, finish, error)
+                if any(emission[2] for emission in emissions):
+                    self._on_change()
+            case ["alive"]:
+                pass
+            case ["ready", facts] if not self.ready:
+                self.facts = from_plain(WorkerFacts, facts)
+                self.ready, self.broken = True, None
+                if not self.started.done():
+                    self.started.set_result(None)
+                log.info("worker ready", pid=self.pid, engine=self.facts.engine, isolation=self.facts.isolation)
+                self._on_change()
+            case ["fail", str(code), str(message), str(next_step)] if not self.ready:
+                kinds: dict[str, type[OctoError]] = {
+                    ModelFileInvalid.code: ModelFileInvalid,
+                    NodeMisconfigured.code: NodeMisconfigured,
+                }
+                raise kinds.get(code, EngineFailed)(message, next_step=next_step)
+            case _:
+                raise EncodingInvalid("unknown frame.")
+
+    def _deliver(self, job: int, token: int, finish: Any, error: str) -> None:
+        stream = self.streams.get(job)
+        if stream is None:  # cancelled while this was on its way
+            return
+        vocabulary = self.facts.vocabulary if self.facts is not None else 0
+        if not -1 <= token < vocabulary or finish not in _FINISHES or stream.unread > self._settings.window:
+            raise EncodingInvalid("a token, or an end, that cannot be.")
+        if finish:
+            del self.streams[job]
+        if finish == "error":
+            stream.fail(EngineFailed(str(error)[:500]))
+        else:
+            stream.deliver(token, finish)
+
+    def _send(self, message: list[Any]) -> None:
+        # If the process has just died the write is lost; `run` then fails the job.
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(pack(message))
+
+    def _ended(self, status: int) -> OctoError:
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        if self.ready:
+            return EngineFailed(f"the engine's worker ended ({how}).")
+        return ModelFileInvalid(
+            f"the engine's worker ended while loading the model ({how}).",
+            next_step="Pull the model again; if it is whole, there may be too little memory.",
+        )
