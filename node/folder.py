@@ -11,7 +11,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -100,8 +99,9 @@ def find_running(path: Path) -> Running | None:
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.new")  # one name: what a kill left behind is taken away here
     try:
+        temporary.unlink(missing_ok=True)
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(data)

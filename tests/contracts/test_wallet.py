@@ -28,13 +28,25 @@ def test_what_was_sealed_opens_and_signs(keystore):
 
 
 def test_eth_account_opens_our_keystore_and_we_open_its(keystore):
+    limit = sys.getrecursionlimit()
     from eth_account import Account
 
+    sys.setrecursionlimit(limit)  # py_ecc raises it for all who come after
     assert Account.decrypt(json.loads(keystore), "a random one") == SECRET
     theirs = json.dumps(Account.encrypt(SECRET, "theirs", kdf="scrypt", iterations=4096)).encode()
     assert open_keystore(theirs, "theirs").address == Secp256k1Signer(SECRET).address
     pbkdf2 = json.dumps(Account.encrypt(SECRET, "theirs", kdf="pbkdf2", iterations=1000)).encode()
     assert open_keystore(pbkdf2, "theirs").address == Secp256k1Signer(SECRET).address
+
+
+def test_wallets_leave_the_recursion_limit_alone():
+    """At py_ecc's limit of 100,000 a nested JSON body from the network would crash the node."""
+    code = (
+        "import sys; from contracts.wallet import *; assert_fast_backend();"
+        "open_keystore(seal_keystore(new_secret(), 'x', random_password=True), 'x'); print(sys.getrecursionlimit())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1000"
 
 
 def test_a_wrong_password_is_refused_without_a_word_of_either(keystore):
@@ -50,18 +62,12 @@ def test_a_password_that_a_person_chose_is_stretched():
 
 
 @pytest.mark.parametrize(
-    "params", [{"n": 1 << 40}, {"r": 1 << 20}, {"p": 1000}, {"n": "many"}, {"dklen": 16}, {"n": True}, {"n": -1}]
-)
-def test_a_keystore_that_would_eat_the_machine_is_refused_before_it_does(keystore, params):
-    hostile = json.loads(keystore)
-    hostile["crypto"]["kdfparams"].update(params)
-    with pytest.raises(NodeMisconfigured, match="not an Ethereum keystore"):
-        open_keystore(json.dumps(hostile).encode(), "a random one")
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{}", b"[]", b"null", b"[" * 10_000, b"\xff\xfe", b" " * 20_000, b'{"crypto": 3}']
-)
+    "params",
+    [
+        {"n": 1 << 40}, {"r": 1 << 20}, {"p": 1000}, {"n": "many"}, {"dklen": 16}, {"n": True}, {"n": -1}, {"n": 4095},
+        {"salt": "xx"},
+    ],
+)  # fmt: skip
 def test_what_is_no_keystore_is_refused(data):
     with pytest.raises(NodeMisconfigured, match="not an Ethereum keystore"):
         open_keystore(data, "x")
