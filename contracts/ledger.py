@@ -57,8 +57,6 @@ class LedgerRail:
             if known is not None and known.deposit == deposit:
                 return known
             channels = await self._books.channels()
-            if known is not None or any(c.role == "payer" and c.id == terms.channel_id() for c in channels):
-                raise PaymentRefused("these terms were signed before: a new channel takes a new salt.")
             balances = self._balances(channels)
             if deposit > balances.available:
                 raise InsufficientFunds(
@@ -66,6 +64,8 @@ class LedgerRail:
                     f"({format_octo(balances.locked)} locked in channels).",
                     next_step="Raise payment.grant, or wait until channels close.",
                 )
+            if known is not None or any(c.role == "payer" and c.id == terms.channel_id() for c in channels):
+                raise PaymentRefused("these terms were signed before: a new channel takes a new salt.")
             opening = sign_opening(terms, deposit, self._wallet)
             self._signed[terms.channel_id()] = opening
             return opening

@@ -53,7 +53,7 @@ class StoredStanding:
         return self._faded({name: fact for name, fact in known.items() if name != _NOTED}, since_ms=known[_NOTED])
 
     def note(self, peer: PeerId, **facts: float) -> None:
-        """Add what was just seen of a peer: `note(peer, first_token_ms=80, success=1)`. NaN and infinity are dropped."""
+        """Add what was seen of a peer: `note(peer, first_token_ms=80, success=1)`; NaN and infinity are dropped."""
         known = self._facts.setdefault(peer, {})
         known.update(self._faded(known, since_ms=known.get(_NOTED, 0)))
         for name, fact in facts.items():

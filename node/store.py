@@ -20,7 +20,7 @@ import sqlite_utils
 from market.channel import Channel, ChannelState
 from market.errors import NodeMisconfigured, StepNotAllowed
 from market.money import Amount
-from market.ports import ReceiptRecord
+from market.record import ReceiptRecord
 from market.task import TaskId
 from market.values import decode, encode, value
 from node.database import Lane, connect

@@ -10,8 +10,10 @@ from contracts.ledger import LedgerRail
 from market.channel import Channel, ChannelStep, pay, step, take
 from market.errors import InsufficientFunds, PaymentRefused
 from market.money import OCTO
-from market.ports import Balances, ReceiptRecord
+from market.ports import Balances
+from market.record import ReceiptRecord
 from market.signing import Secp256k1Signer
+from market.testing import check_rail
 from market.voucher import ChannelTerms, check_opening
 
 ALICE, BOB, SESSION = (Secp256k1Signer(bytes([n]) * 32) for n in (1, 2, 3))
@@ -53,8 +55,10 @@ def channel_of(opening, role: str = "payer") -> Channel:
     return Channel(role=role, peer="peer", terms=opening.terms, opening=opening, deposit=opening.deposit)
 
 
-async def check_rail(payer: LedgerRail, payer_books: MemoryBooks, payee: LedgerRail, payee_books: MemoryBooks) -> None:
-    """What any rail must do; `terms` pay from `payer`'s wallet to `payee`'s."""
+async def check_balances(
+    payer: LedgerRail, payer_books: MemoryBooks, payee: LedgerRail, payee_books: MemoryBooks
+) -> None:
+    """Every step of a channel's life moves the balances, and they always add up."""
     before = await payer.balances()
     assert before.available + before.locked + before.spent == before.granted
     opening = await payer.open_channel(terms(salt=77), 2 * OCTO)
@@ -82,9 +86,13 @@ async def check_rail(payer: LedgerRail, payer_books: MemoryBooks, payee: LedgerR
             await payee.check_channel(forged)
 
 
-async def test_the_ledger_is_a_rail():
+async def test_balances_add_up_all_along_a_channels_life():
     alices, bobs = MemoryBooks(), MemoryBooks()
-    await check_rail(rail_of(ALICE, alices), alices, rail_of(BOB, bobs), bobs)
+    await check_balances(rail_of(ALICE, alices), alices, rail_of(BOB, bobs), bobs)
+
+
+async def test_the_ledger_is_a_rail():
+    await check_rail(rail_of(ALICE, MemoryBooks()), rail_of(BOB, MemoryBooks()), terms(), deposit=OCTO)
 
 
 async def test_an_opening_is_signed_by_the_wallet():

@@ -68,6 +68,16 @@ def test_a_password_that_a_person_chose_is_stretched():
         {"salt": "xx"},
     ],
 )  # fmt: skip
+def test_a_keystore_that_would_eat_the_machine_is_refused_before_it_does(keystore, params):
+    hostile = json.loads(keystore)
+    hostile["crypto"]["kdfparams"].update(params)
+    with pytest.raises(NodeMisconfigured, match="not an Ethereum keystore"):
+        open_keystore(json.dumps(hostile).encode(), "a random one")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b"null", b"[" * 10_000, b"\xff\xfe", b" " * 20_000, b'{"crypto": 3}']
+)
 def test_what_is_no_keystore_is_refused(data):
     with pytest.raises(NodeMisconfigured, match="not an Ethereum keystore"):
         open_keystore(data, "x")

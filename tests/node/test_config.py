@@ -139,6 +139,11 @@ def test_a_price_in_a_file_is_an_amount(tmp_path, price):
         load_settings(config=file)
 
 
+def test_a_small_price_is_not_lost_in_its_exponent(tmp_path):
+    (tmp_path / "c.toml").write_text("[prices]\ninput = 0.00001\n")
+    assert load_settings(config=tmp_path / "c.toml").prices.input == OCTO // 100_000
+
+
 def test_a_slip_in_a_file_is_no_setting_and_the_right_one_is_named(tmp_path):
     file = tmp_path / "c.toml"
     file.write_text("[api]\nprot = 1\n")

@@ -15,10 +15,11 @@ import pytest
 from market.channel import Channel, ChannelStep, pay, step
 from market.errors import DiskFull, NodeMisconfigured, StepNotAllowed
 from market.money import OCTO
-from market.ports import ReceiptRecord
+from market.record import ReceiptRecord
 from market.quote import Quote, sign_quote
 from market.receipt import Receipt, sign_receipt
 from market.signing import Secp256k1Signer
+from market.testing import check_books
 from market.voucher import ChannelTerms, sign_opening
 from node.store import TASKS_KEPT, Store, TaskRow, open_store
 
@@ -68,7 +69,7 @@ def record(
     )
 
 
-async def check_books(books) -> None:
+async def check_books_whole(books) -> None:
     """What any `market.ports.Books` must do; `books` starts empty."""
     first = channel(41)
     assert list(await books.channels()) == []
@@ -97,7 +98,11 @@ async def store(tmp_path):
 
 
 async def test_the_store_keeps_books(store):
-    await check_books(store)
+    await check_books(store, paid(channel()), channel(), record())
+
+
+async def test_the_store_keeps_whole_books(store):
+    await check_books_whole(store)
 
 
 async def test_what_was_saved_is_there_after_closing(tmp_path):
