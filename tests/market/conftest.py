@@ -76,13 +76,11 @@ class Words:
             peer=who.peer,
             receipt_key=who.receipt_key.address,
             wallet=who.wallet.address,
-            not_before_ms=NOW_MS - 1000,
+            not_before_ms=NOW_MS - 10**8,
             not_after_ms=NOW_MS + 10**9,
             nonce=1,
         )
-        return sign_binding(
-            replace(binding, **changes), peer=who.keys, receipt_key=who.receipt_key, wallet=who.wallet
-        )
+        return sign_binding(replace(binding, **changes), peer=who.keys, receipt_key=who.receipt_key, wallet=who.wallet)
 
     def model_offer(self, **changes: Any) -> ModelOffer:
         offer = ModelOffer(

@@ -25,7 +25,9 @@ def test_no_token_is_free_at_a_price(tokens: int, price: int) -> None:
 @given(counts, counts, amounts)
 def test_splitting_tokens_over_two_bills_never_costs_less(first: int, second: int, price: int) -> None:
     whole = cost(tokens=first + second, price_per_million=price)
-    assert whole <= cost(tokens=first, price_per_million=price) + cost(tokens=second, price_per_million=price) <= whole + 1
+    assert (
+        whole <= cost(tokens=first, price_per_million=price) + cost(tokens=second, price_per_million=price) <= whole + 1
+    )
 
 
 def test_a_million_tokens_cost_the_price() -> None:
@@ -50,8 +52,8 @@ def test_amounts_are_shown_exactly_without_trailing_zeros(amount: int, text: str
 
 @pytest.mark.parametrize(
     "text",
-    ["", "OCTO", "1.2.3", "-1", "1e99", "nan", "inf", "-inf", "0.0000000000000000001", "one", "1,5", "0x10", "1e999999999",
-     "1 OCTO OCTO", "sNaN", "9" * 100],
+    ["", "OCTO", "1.2.3", "-1", "1e99", "nan", "inf", "-inf", "0.0000000000000000001", "one", "1,5", "0x10",
+     "1e999999999", "1 OCTO OCTO", "sNaN", "9" * 100],
 )  # fmt: skip
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(RequestInvalid, match="not an amount"):

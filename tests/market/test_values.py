@@ -114,7 +114,9 @@ def test_a_wide_shallow_value_is_not_mistaken_for_a_deep_one() -> None:
     assert decode_plain(bytes(libipld.encode_dag_cbor(wide)), limit_bytes=2**20) == wide
 
 
-@pytest.mark.parametrize("head", ["9b7fffffffffffffff", "bb7fffffffffffffff", "5b7fffffffffffffff", "7b7fffffffffffffff"])
+@pytest.mark.parametrize(
+    "head", ["9b7fffffffffffffff", "bb7fffffffffffffff", "5b7fffffffffffffff", "7b7fffffffffffffff"]
+)
 def test_a_head_that_promises_more_than_there_is_costs_nothing(head: str) -> None:
     with pytest.raises(EncodingInvalid):
         decode_plain(bytes.fromhex(head) + b"\x00" * 64, limit_bytes=2**20)

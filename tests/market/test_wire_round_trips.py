@@ -3,6 +3,7 @@
 The strategies are derived from the types, so a new field is covered the day it is added.
 """
 
+import contextlib
 import dataclasses
 import types
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
@@ -97,10 +98,8 @@ def test_a_flipped_bit_is_refused_or_means_another_value(kind: type, data: st.Da
     raw = bytearray(encode(kind, item))
     bit = data.draw(st.integers(0, len(raw) * 8 - 1))
     raw[bit // 8] ^= 1 << bit % 8
-    try:
+    with contextlib.suppress(EncodingInvalid):
         assert decode(kind, bytes(raw)) != item
-    except EncodingInvalid:
-        pass
 
 
 @settings(max_examples=100, deadline=None)
