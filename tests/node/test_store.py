@@ -15,9 +15,9 @@ import pytest
 from market.channel import Channel, ChannelStep, pay, step
 from market.errors import DiskFull, NodeMisconfigured, StepNotAllowed
 from market.money import OCTO
-from market.record import ReceiptRecord
 from market.quote import Quote, sign_quote
 from market.receipt import Receipt, sign_receipt
+from market.record import ReceiptRecord
 from market.signing import Secp256k1Signer
 from market.testing import check_books
 from market.voucher import ChannelTerms, sign_opening
