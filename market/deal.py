@@ -24,6 +24,7 @@ from market.message import (
 )
 from market.money import format_octo
 from market.ports import Clock, Conversation, Random, Standing, Tokenizer, Verifier
+from market.prepaid import PrepaidCap
 from market.purse import Purse, Spending
 from market.quote import Quote, SignedQuote, check_quote
 from market.reception import DealTerms, Emit, Outcome, Reception
@@ -50,6 +51,7 @@ class DealParts:
         standing: Standing,
         clock: Clock,
         random: Random,
+        prepaid: PrepaidCap,
         terms: DealTerms,
     ) -> None:
         self.network = network
@@ -61,6 +63,7 @@ class DealParts:
         self.standing = standing
         self.clock = clock
         self.random = random
+        self.prepaid = prepaid
         self.terms = terms
 
 
@@ -113,6 +116,8 @@ class Deal:
         spending, opening = await self._parts.purse.spend_on(
             signed.read(), provider=provider, named=named, taken=propose.taken
         )
+        cost_in = signed.read().cost_in()
+        self._parts.prepaid.take(cost_in)
         broken = True
         try:
             await self._accept(talk, signed, spending, opening)
@@ -128,7 +133,7 @@ class Deal:
                 tokenizer=self._tokenizer,
                 cancelled=self._cancelled,
                 emit=self._emit,
-                on_start=self._on_start,
+                on_start=lambda: self._on_start(cost_in),
             )
             outcome = await reception.story()
             broken = False
@@ -136,8 +141,9 @@ class Deal:
             spending.close(broken=broken)
         return outcome
 
-    def _on_start(self) -> None:
+    def _on_start(self, cost_in: int) -> None:
         self.started = True
+        self._parts.prepaid.answered(cost_in)
 
     async def _complain(self, talk: Talk, error: OctoError) -> None:
         """Tell the provider what we will not pay for."""

@@ -8,6 +8,7 @@ from market.buyer import Buyer, BuyerTerms, Order, Purchase
 from market.deal import DealParts
 from market.offer import ModelOffer, Offer, Tier, sign_offer
 from market.ports import Engine
+from market.prepaid import PrepaidCap
 from market.purse import Purse
 from market.reception import DealTerms
 from market.routing import Cheapest, Reliable
@@ -97,7 +98,9 @@ class ShopSeller:
 
 
 class ShopBuyer:
-    def __init__(self, mesh, clock, name="alice", *, granted=100 * OCTO, deposit=OCTO, terms=None, books=None):
+    def __init__(
+        self, mesh, clock, name="alice", *, granted=100 * OCTO, deposit=OCTO, terms=None, books=None, prepaid_cap=OCTO
+    ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
         self.standing = MemoryStanding()
@@ -123,6 +126,7 @@ class ShopBuyer:
                 standing=self.standing,
                 clock=clock,
                 random=os.urandom,
+                prepaid=PrepaidCap(prepaid_cap, clock),
                 terms=terms or DealTerms(token_timeout_s=3.0, settle_timeout_s=2.0),
             ),
             network=network,

@@ -261,3 +261,26 @@ async def test_a_node_pays_nothing_to_itself(shop):
     text, purchase = await solo.ask()
     assert text == "Hello from the engine."
     assert purchase.outcome.amount == 0
+
+
+async def test_what_silent_providers_can_take_in_a_day_is_capped(shop):
+    silent = ScriptedEngine(fail_after=0, failure=EngineFailed("the worker died."))
+    bob = shop.seller(engine=silent)
+    alice = shop.buyer(prepaid_cap=20 * OCTO // 10**6)
+    with pytest.raises(NoProvider):
+        await alice.ask("0123456")  # 14 tokens of input, prepaid and never answered
+    with pytest.raises(InsufficientFunds, match="prepaid today"):
+        await alice.ask("0123456")
+    shop.clock.advance(24 * 3600 * 1000)
+    assert bob.earned() == alice.spent() == 14 * OCTO // 10**6
+
+
+async def test_a_provider_that_stays_silent_three_times_is_asked_no_more(shop):
+    bob = shop.seller(engine=ScriptedEngine(fail_after=0, failure=EngineFailed("the worker died.")))
+    alice = shop.buyer()
+    for _ in range(3):
+        with pytest.raises(NoProvider):
+            await alice.ask()
+    with pytest.raises(NoProvider) as raised:
+        await alice.ask()
+    assert "stayed silent" in raised.value.reasons[bob.party.peer]

@@ -1,0 +1,153 @@
+"""Which models are on offer, under which names, and their tokenizers.
+
+A buyer needs a model's tokenizer and chat template, not its weights: they are pulled by CID from the
+providers that offer it, as soon as an offer names a new model, so that the first request need not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import structlog
+
+from inference.models.endpoints import may_dial, url_of_multiaddr
+from inference.models.manifest import Manifest
+from inference.models.pull import pull_manifest, pull_parts
+from inference.models.sources import HttpSource
+from inference.models.store import Store
+from inference.models.tokenizer import ModelTokenizer, load_tokenizer
+from market.errors import ContentUnavailable, ModelUnknown, OctoError
+from market.offer import CheckedOffer
+from node.node import ModelOnOffer
+
+log = structlog.get_logger()
+
+DEFAULT_NAME = "default"
+
+
+class MeshCatalog:
+    """`address_of` gives the address from which a peer is connected, None if it is not."""
+
+    def __init__(
+        self,
+        *,
+        offers: Callable[[], Sequence[CheckedOffer]],
+        address_of: Callable[[str], str | None],
+        store: Store,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._offers = offers
+        self._address_of = address_of
+        self._store = store
+        self._session = session
+        self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
+
+    def on_offer(self) -> Sequence[ModelOnOffer]:
+        """One entry a model, most providers first, with the lowest prices."""
+        found: dict[str, ModelOnOffer] = {}
+        for checked in self._offers():
+            for offered in checked.offer.models:
+                known = found.get(offered.model)
+                found[offered.model] = ModelOnOffer(
+                    model=offered.model,
+                    name=known.name if known else offered.name,
+                    weights=offered.weights,
+                    context=max(offered.context, known.context if known else 0),
+                    price_in=min(offered.price_in, known.price_in) if known else offered.price_in,
+                    price_out=min(offered.price_out, known.price_out) if known else offered.price_out,
+                    providers=(*(known.providers if known else ()), checked.offer.peer),
+                )
+        return sorted(found.values(), key=lambda model: (-len(model.providers), model.price_out, model.model))
+
+    def resolve(self, name: str) -> str:
+        """The manifest CID of a name, a CID or `default`: of several by one name, the one most widely served."""
+        models = self.on_offer()
+        for model in models:
+            if name in (model.model, DEFAULT_NAME) or name.lower() == model.name.lower():
+                return model.model
+        names = ", ".join(dict.fromkeys(model.name for model in models)) or "nothing yet"
+        raise ModelUnknown(
+            f"the model {name[:128]!r} is not on offer; on offer: {names}.",
+            next_step="`octo-node models` lists what can be asked for.",
+        )
+
+    async def tokenizer(self, model: str) -> ModelTokenizer:
+        """Fetched and verified once; everybody who asks meanwhile waits for the same pull."""
+        loading = self._tokenizers.get(model)
+        if loading is None:
+            loading = self._tokenizers[model] = asyncio.create_task(self._load(model))
+        try:
+            return await asyncio.shield(loading)
+        except OctoError:
+            self._tokenizers.pop(model, None)  # the next one tries again
+            raise
+
+    def put(self, model: str, tokenizer: ModelTokenizer) -> None:
+        """The tokenizer of a model that this node serves itself."""
+        ready: asyncio.Future[ModelTokenizer] = asyncio.get_running_loop().create_future()
+        ready.set_result(tokenizer)
+
+        async def known() -> ModelTokenizer:
+            return await ready
+
+        self._tokenizers[model] = asyncio.create_task(known())
+
+    def sources(self, model: str) -> list[HttpSource]:
+        """The content listeners of the model's providers that we may dial."""
+        sources = []
+        for checked in self._offers():
+            if not any(offered.model == model for offered in checked.offer.models):
+                continue
+            connected_from = self._address_of(checked.offer.peer)
+            sources.extend(
+                HttpSource(url_of_multiaddr(address), self._session)
+                for address in checked.offer.content
+                if may_dial(address, connected_from)
+            )
+        return sources
+
+    async def manifest(self, model: str) -> Manifest:
+        return await pull_manifest(self._store, model, self.sources(model))
+
+    async def _load(self, model: str) -> ModelTokenizer:
+        sources = self.sources(model)
+        try:
+            manifest = await pull_parts(self._store, model, sources, roles=("tokenizer", "chat_template"))
+        except ContentUnavailable:
+            if sources:
+                raise
+            raise ContentUnavailable(
+                "no provider of this model can be reached for its tokenizer.", next_step="Try again in a moment."
+            ) from None
+        return await load_tokenizer(self._store, manifest)
+
+    async def warm_up(self) -> None:
+        """Fetch the tokenizers of models that were not seen before."""
+        for model in self.on_offer():
+            if model.model not in self._tokenizers:
+                try:
+                    await self.tokenizer(model.model)
+                except OctoError as error:
+                    log.info("tokenizer_not_fetched", model=model.model, why=str(error))
+
+    def close(self) -> None:
+        for loading in self._tokenizers.values():
+            loading.cancel()
+
+
+@asynccontextmanager
+async def open_catalog(
+    *,
+    offers: Callable[[], Sequence[CheckedOffer]],
+    address_of: Callable[[str], str | None],
+    store: Store,
+    session: aiohttp.ClientSession,
+) -> AsyncIterator[MeshCatalog]:
+    catalog = MeshCatalog(offers=offers, address_of=address_of, store=store, session=session)
+    try:
+        yield catalog
+    finally:
+        catalog.close()

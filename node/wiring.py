@@ -1,0 +1,307 @@
+"""The composition root: every part of a node is made here, and here alone. Start order is stop order, reversed.
+
+Tests and production enter through the same door: `open_node(settings)`; a test hands in the parts that
+it wants to be its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from contracts.ledger import LedgerRail
+from inference.hardware import detect_hardware
+from inference.models.fetch import Progress, quiet
+from inference.models.sources import open_content_session
+from inference.models.store import Store as ModelStore
+from market.buyer import Buyer, BuyerTerms
+from market.deal import DealParts
+from market.errors import NodeMisconfigured
+from market.identity import PeerId, check_binding
+from market.offer import CheckedOffer
+from market.ports import Clock, Conversation, Engine, Rail
+from market.prepaid import PrepaidCap
+from market.purse import Purse
+from market.reception import DealTerms
+from market.routing import Cheapest, Fastest, Policy, Reliable
+from market.seller import Seller, SellerTerms
+from market.till import Till
+from node.api.content import content_app
+from node.api.server import ApiLimits, create_api
+from node.api_keys import open_api_keys
+from node.catalog import open_catalog
+from node.clock import SystemClock
+from node.config import wallet_password
+from node.folder import Folder, open_folder
+from node.keys import make_binding, open_keys
+from node.listening import open_site
+from node.offering import Offering
+from node.own_network import OwnNetwork
+from node.providing import Providing, provide
+from node.running import RunningNode
+from node.settings import Settings
+from node.standing import open_standing
+from node.store import open_store
+from p2p.keys import PeerKey
+from p2p.network import OctoNetwork, open_network
+from verifier.receipts import ReceiptVerifier
+
+log = structlog.get_logger()
+
+POLICIES: dict[str, Callable[[], Policy]] = {"cost": Cheapest, "speed": Fastest}
+
+
+@asynccontextmanager
+async def open_node(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    engine: Engine | None = None,
+    rail: Rail | None = None,
+    progress: Callable[[Progress], None] = quiet,
+    ask_password: Callable[[], str] | None = None,
+) -> AsyncIterator[RunningNode]:
+    """Start a node and yield it once its API answers, its peers are being found, and (if it provides) its
+    model is loaded. `engine` stands in for the one that the settings name, `rail` for the local ledger.
+
+    Raises NodeMisconfigured, ContentError or EngineFailed with the cause and the next step.
+    """
+    clock = clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        # What this node is.
+        folder = stack.enter_context(open_folder(settings.data_dir))
+        password = wallet_password(settings)
+        keys = await asyncio.to_thread(open_keys, folder, password=password, ask_password=ask_password)
+        key = PeerKey(keys.peer_seed)
+        signed_binding = make_binding(keys, peer=key, folder=folder, network=settings.network, now_ms=clock.now_ms())
+        binding = check_binding(signed_binding, network=settings.network, now_ms=clock.now_ms())
+        api_keys, first_api_key = open_api_keys(folder)
+        hardware = await asyncio.to_thread(detect_hardware)
+
+        # What it remembers.
+        books = await stack.enter_async_context(open_store(folder.path("node.db")))
+        standing = await stack.enter_async_context(open_standing(books, clock))
+        models = ModelStore(folder.path("models"))
+        stack.callback(models.close)
+
+        # How it pays and is paid.
+        rail = rail or LedgerRail(
+            network=settings.network,
+            wallet=keys.wallet,
+            books=books,
+            granted=settings.payment.grant,
+            deposit_cap=settings.payment.deposit_cap,
+        )
+        purse = Purse(
+            network=settings.network,
+            wallet=binding.wallet,
+            rail=rail,
+            books=books,
+            session_keys=keys.session_key,
+            random=os.urandom,
+            deposit=settings.payment.deposit,
+        )
+        till = Till(
+            network=settings.network,
+            wallet=binding.wallet,
+            rail=rail,
+            books=books,
+            credit_limit=settings.payment.credit,
+        )
+        await purse.load()
+        await till.load()
+
+        # What it sells.
+        verifier = ReceiptVerifier()
+        providing = Providing()
+        seller = Seller(
+            network=settings.network,
+            peer=key.peer,
+            binding=signed_binding,
+            receipt_key=keys.receipt,
+            rail=rail.name,
+            served=providing.served,
+            till=till,
+            books=books,
+            verifier=verifier,
+            clock=clock,
+            terms=SellerTerms(tick_tokens=settings.payment.tick_tokens, tick_s=settings.payment.tick_s),
+        )
+
+        # Whom it knows.
+        mesh = await _open_mesh(stack, settings, folder, key, seller.serve, clock)
+        content_port = await stack.enter_async_context(
+            open_site(
+                content_app(models, advertised=lambda: content_addresses, peer=key.peer),
+                host=settings.content_host(),
+                ports=(settings.content.port,),
+                what="the content listener",
+            )
+        )
+        content_addresses = _beside(mesh.addresses(), content_port)
+        offering = Offering(
+            network_name=settings.network,
+            key=key,
+            binding=signed_binding,
+            bound=binding,
+            rail=rail.name,
+            tier=hardware.tier,
+            slots=providing.slots,
+            isolation=providing.isolation,
+            models=providing.offers,
+            addresses=mesh.addresses,
+            content=lambda: content_addresses,
+            crowd=lambda: len(mesh.peers()),
+            network=mesh,
+            clock=clock,
+        )
+        network = OwnNetwork(mesh, serve=seller.serve, own_offer=lambda: offering.current, clock=clock)
+        stack.push_async_callback(network.aclose)
+        session = await stack.enter_async_context(open_content_session())
+        catalog = await stack.enter_async_context(
+            open_catalog(
+                offers=network.offers,
+                address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),
+                store=models,
+                session=session,
+            )
+        )
+
+        # What it buys.
+        buyer = Buyer(
+            parts=DealParts(
+                network=settings.network,
+                peer=key.peer,
+                rail=rail.name,
+                binding=signed_binding,
+                purse=purse,
+                verifier=verifier,
+                standing=standing,
+                clock=clock,
+                random=os.urandom,
+                prepaid=PrepaidCap(settings.payment.prepaid_per_day, clock),
+                terms=DealTerms(),
+            ),
+            network=network,
+            offers=network.offers,
+            tokenizers=catalog,
+            policy=Reliable(POLICIES[settings.routing.policy]()),
+            terms=BuyerTerms(own_peers=frozenset()),
+        )
+        stack.push_async_callback(buyer.aclose)
+
+        # How people reach it.
+        node = RunningNode(
+            settings=settings,
+            peer=key.peer,
+            binding=binding,
+            signed_binding=signed_binding,
+            hardware=hardware,
+            network=network,
+            mesh=mesh,
+            buyer=buyer,
+            catalog=catalog,
+            receipts=books,
+            rail=rail,
+            rail_name=rail.name,
+            providing=providing,
+            keys=api_keys,
+            first_api_key=first_api_key,
+            clock=clock,
+            started_ms=clock.now_ms(),
+            content_addresses=content_addresses,
+        )
+        port = await stack.enter_async_context(
+            open_site(
+                create_api(node, limits=ApiLimits(), allowed_hosts=(settings.api.host,)),
+                host=settings.api.host,
+                ports=settings.api_ports(),
+                what="the API",
+            )
+        )
+        node.url = f"http://{_bracketed(settings.api.host)}:{port}"
+        folder.announce(api=node.url, token_file=api_keys.token_file)
+
+        _run(stack, _watch_offers(mesh, catalog.warm_up), "catalog")
+        if settings.provide:
+            await stack.enter_async_context(
+                provide(
+                    providing, settings=settings, store=models, catalog=catalog, mesh=mesh, wallet=keys.wallet,
+                    engine=engine, progress=progress,
+                )
+            )  # fmt: skip
+            _run(stack, offering.run(), "offering")
+        node.ready = True
+        log.info("node_ready", peer=node.peer, api=node.url, models=len(providing.offers()))
+        yield node
+
+
+async def _open_mesh(
+    stack: AsyncExitStack,
+    settings: Settings,
+    folder: Folder,
+    key: PeerKey,
+    serve: Callable[[Conversation], Awaitable[None]],
+    clock: Clock,
+) -> OctoNetwork:
+    """Listen where the settings say; if that port is taken and the user did not name it, on any free one."""
+    choices = settings.listen_choices()
+    for listen in choices:
+        try:
+            return await stack.enter_async_context(
+                open_network(
+                    key=key,
+                    network=settings.network,
+                    listen=listen,
+                    bootstrap=settings.join,
+                    serve=serve,
+                    clock=clock,
+                    address_book=folder.path("addresses.json"),
+                )
+            )
+        except NodeMisconfigured:
+            if listen is choices[-1]:
+                raise
+    raise NodeMisconfigured("no mesh address to listen on.", next_step="Set mesh.listen.")
+
+
+async def _watch_offers(mesh: OctoNetwork, warm_up: Callable[[], Awaitable[None]]) -> None:
+    version = -1
+    while True:
+        version = await mesh.wait_for_change(version)
+        await warm_up()
+
+
+def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:
+    """A task that lives as long as the node; what goes wrong in it is logged, not lost."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_log_end)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background_task_failed", task=task.get_name(), why=repr(task.exception()))
+
+
+def _beside(addresses: Sequence[str], port: int) -> tuple[str, ...]:
+    """The content listener's multiaddrs: the mesh's IP addresses, the content port."""
+    found = []
+    for address in addresses:
+        _, kind, host, *_ = (*address.split("/"), "", "", "")
+        if kind in ("ip4", "ip6"):
+            found.append(f"/{kind}/{host}/tcp/{port}/http")
+    return tuple(dict.fromkeys(found))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
