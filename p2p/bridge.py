@@ -44,6 +44,13 @@ class Bridge:
         self._nursery = nursery
         self._calls: set[asyncio.Future[Any]] = set()
 
+    async def hold(self, work: Callable[..., Awaitable[object]]) -> Any:
+        """trio: start a task that outlives the cancellation of `main`, and wait for what it reports as started.
+
+        For what must still be there while `main` cleans up. It is cancelled when `main` has ended.
+        """
+        return await self._nursery.start(work)
+
     def post_to_trio(self, fn: Callable[..., object], *args: object) -> None:
         """Run a plain function in trio soon; raises TrioStopped. From any thread."""
         try:
@@ -254,10 +261,11 @@ async def run_trio(main: Callable[[Bridge], Awaitable[None]]) -> None:
         async with trio.open_nursery() as nursery:
             token = trio.lowlevel.current_trio_token()
             bridge = Bridge(loop, token, nursery)
-            with lock:
-                run.update(token=token, scope=nursery.cancel_scope, bridge=bridge)
-            if not stopping.is_set():
-                await main(bridge)
+            with trio.CancelScope() as scope:
+                with lock:
+                    run.update(token=token, scope=scope, bridge=bridge)
+                if not stopping.is_set():
+                    await main(bridge)
             nursery.cancel_scope.cancel()
 
     def thread() -> None:

@@ -48,7 +48,9 @@ def parse_endpoint(text: str) -> Endpoint:
         ip = ipaddress.ip_address(parts[2])
     except ValueError:
         raise EncodingInvalid(f"{text[:80]!r} has no IP address; names are not looked up.") from None
-    if f"ip{ip.version}" != parts[1] or not parts[4].isdecimal() or not 0 < int(parts[4][:6]) < 65536:
+    # isdecimal alone also accepts other scripts' digits.
+    is_number = parts[4].isascii() and parts[4].isdecimal() and len(parts[4]) <= 5
+    if f"ip{ip.version}" != parts[1] or "%" in parts[2] or not is_number or not 0 < int(parts[4]) < 65536:
         raise EncodingInvalid(f"{text[:80]!r} has a wrong address or port.")
     if reach_of(str(ip)) is None:
         raise EncodingInvalid(f"{text[:80]!r} cannot be dialled: nobody can be reached at {ip}.")

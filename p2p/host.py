@@ -37,7 +37,10 @@ _log = structlog.get_logger()
 
 
 class Host:
-    """A running host. `on_connected` is called at a peer's first connection, `on_disconnected` after its last."""
+    """A running host. `on_connected` is called at a peer's first connection, `on_disconnected` after its last.
+
+    Two nodes that dial each other at once hold two connections; who listens here hears of peers only.
+    """
 
     def __init__(self, libp2p_host: Any, limits: NetworkLimits) -> None:
         self.libp2p = libp2p_host
@@ -45,6 +48,8 @@ class Host:
         self._limits = limits
         self.on_connected: Callable[[PeerId], None] = _ignore
         self.on_disconnected: Callable[[PeerId], None] = _ignore
+        self._present: set[PeerId] = set()
+        self._swarm.register_notifee(_Notifee(self._arrived, self._left))
 
     def addresses(self) -> tuple[str, ...]:
         """Where others can dial us, with our id; a listener on all interfaces has one address for each."""
@@ -121,13 +126,28 @@ class Host:
         """Close every connection of a peer now, without good-byes.
 
         A polite close writes GO_AWAY first, which never returns for a frozen peer with a full socket;
-        closing the socket underneath wakes every reader and writer with an error.
+        closing the socket underneath wakes every reader and writer with an error. The peer counts as gone
+        from here on: when it comes back while we still close, that is a new arrival.
         """
-        for connection in self._connections(peer):
+        connections = self._connections(peer)
+        if peer in self._present:
+            self._present.discard(peer)
+            self.on_disconnected(peer)
+        for connection in connections:
             with trio.move_on_after(1):
                 await quietly(connection.muxed_conn.secured_conn.close)
             with trio.move_on_after(2):
                 await quietly(connection.close)
+
+    def _arrived(self, peer: PeerId) -> None:
+        if peer not in self._present:
+            self._present.add(peer)
+            self.on_connected(peer)
+
+    def _left(self, peer: PeerId) -> None:
+        if peer in self._present and not self.is_connected(peer):
+            self._present.discard(peer)
+            self.on_disconnected(peer)
 
     def _connections(self, peer: PeerId) -> list[Any]:
         found = self._swarm.connections.get(ID.from_string(peer), ())
@@ -156,7 +176,6 @@ async def open_host(key: PeerKey, listen: Sequence[str], limits: NetworkLimits) 
     )
     _tame(libp2p_host.get_network())
     host = Host(libp2p_host, limits)
-    libp2p_host.get_network().register_notifee(_Notifee(host))
     async with libp2p_host.run(listen_addrs=addresses):
         if len(libp2p_host.get_network().listeners) < len(addresses):
             raise cannot_listen(" ".join(listen), "not every listener started")
@@ -209,23 +228,15 @@ def _tame(swarm: Any) -> None:
 
 
 class _Notifee(INotifee):
-    """Reports peers, not connections: two nodes that dial each other at once hold two."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._known: set[PeerId] = set()
+    def __init__(self, arrived: Callable[[PeerId], None], left: Callable[[PeerId], None]) -> None:
+        self._arrived = arrived
+        self._left = left
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        peer = PeerId(str(conn.muxed_conn.peer_id))
-        if peer not in self._known:
-            self._known.add(peer)
-            self._host.on_connected(peer)
+        self._arrived(PeerId(str(conn.muxed_conn.peer_id)))
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        peer = PeerId(str(conn.muxed_conn.peer_id))
-        if peer in self._known and not self._host.is_connected(peer):
-            self._known.discard(peer)
-            self._host.on_disconnected(peer)
+        self._left(PeerId(str(conn.muxed_conn.peer_id)))
 
     async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -156,7 +156,6 @@ class Mesh:
 
     def _frozen(self, peer: PeerId) -> None:
         self._streams.cut(peer, "the peer stopped answering")  # first: conversations need not wait for a socket
-        self._disconnected(peer)
         self._start(self._host.abort, peer)
 
     def _measured(self, peer: PeerId, rtt_ms: float) -> None:
@@ -211,7 +210,16 @@ async def run_mesh(
     started: Callable[[Mesh, tuple[str, ...]], None],
 ) -> None:
     """trio: one run, until cancelled. Raises NodeMisconfigured if it cannot listen."""
-    async with open_host(config.key, config.listen, config.limits) as host, trio.open_nursery() as nursery:
+
+    async def hold_host(task_status: Any) -> None:
+        async with open_host(config.key, config.listen, config.limits) as host:
+            task_status.started(host)
+            await trio.sleep_forever()
+
+    # Held outside our own cancellation: libp2p, cancelled, forgets its connections without closing their
+    # sockets, and our peers would take us for frozen.
+    host: Host = await bridge.hold(hold_host)
+    async with trio.open_nursery() as nursery:
         mesh = Mesh(bridge, host, nursery, config, accept=accept, show=show)
         try:
             await mesh.run(started)

@@ -1,0 +1,104 @@
+"""Peers that are killed, frozen, and come back: real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import pytest
+
+from market.errors import PeerError, PeerGone
+from market.message import Queued
+from market.ports import Conversation
+from market.task import TaskId
+from p2p.network import OctoNetwork
+
+pytestmark = [pytest.mark.net, pytest.mark.processes]
+
+Join = Callable[..., AbstractAsyncContextManager[OctoNetwork]]
+NewTask = Callable[[], TaskId]
+Until = Callable[..., Awaitable[None]]
+
+
+class Peer(Protocol):
+    address: str
+    peer: str
+    listen: str
+
+    def signal(self, number: int) -> None: ...
+    def end(self) -> None: ...
+
+
+StartPeer = Callable[..., Peer]
+
+
+async def talk(anna: OctoNetwork, peer: str, task: TaskId) -> Conversation:
+    conversation = await anna.open_conversation(peer, task)  # type: ignore[arg-type]
+    await conversation.send(Queued(position=1))
+    assert (await conversation.receive(10)).body == Queued(position=1)
+    return conversation
+
+
+async def test_a_killed_peer_is_gone_quickly_and_back_on_the_same_address(
+    join: Join, start_peer: StartPeer, new_task: NewTask, until: Until
+) -> None:
+    peer = await asyncio.to_thread(start_peer, "peer")
+    async with join("anna") as anna:
+        await anna.connect(peer.address)
+        conversation = await talk(anna, peer.peer, new_task())
+        waiting = asyncio.create_task(conversation.receive(60))
+        await asyncio.sleep(0.05)
+        peer.signal(signal.SIGKILL)
+        with pytest.raises(PeerGone):
+            await asyncio.wait_for(waiting, 3)
+        with pytest.raises(PeerGone):
+            await conversation.send(Queued(position=2))
+        await until(lambda: anna.peers() == ())
+        with pytest.raises(PeerError):  # refused while it is down, and that may not poison the peer
+            await anna.open_conversation(peer.peer, new_task())  # type: ignore[arg-type]
+        peer.end()
+        await asyncio.to_thread(start_peer, "peer", peer.listen)
+        await until(lambda: [seen.peer for seen in anna.peers()] == [peer.peer])
+        await talk(anna, peer.peer, new_task())
+
+
+async def test_a_frozen_peer_is_gone_within_the_ping_limits_and_back_when_it_thaws(
+    join: Join, start_peer: StartPeer, new_task: NewTask, until: Until
+) -> None:
+    peer = await asyncio.to_thread(start_peer, "peer")
+    async with join("anna") as anna:
+        await anna.connect(peer.address)
+        conversation = await talk(anna, peer.peer, new_task())
+        waiting = asyncio.create_task(conversation.receive(60))
+        peer.signal(signal.SIGSTOP)
+        # 0.3 s between pings, two misses of 0.5 s: 1.3 s, and the rest for a busy machine
+        with pytest.raises(PeerGone, match="stopped answering"):
+            await asyncio.wait_for(waiting, 8)
+        await until(lambda: anna.peers() == ())
+        peer.signal(signal.SIGCONT)
+        await until(lambda: [seen.peer for seen in anna.peers()] == [peer.peer])
+        await talk(anna, peer.peer, new_task())
+
+
+async def test_who_floods_a_frozen_peer_waits_and_is_then_told(
+    join: Join, start_peer: StartPeer, new_task: NewTask
+) -> None:
+    peer = await asyncio.to_thread(start_peer, "peer")
+    async with join("anna") as anna:
+        await anna.connect(peer.address)
+        conversation = await talk(anna, peer.peer, new_task())
+        peer.signal(signal.SIGSTOP)
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            while True:
+                await conversation.send(Queued(position=sent))
+                sent += 1
+
+        with pytest.raises(PeerGone):
+            await asyncio.wait_for(flood(), 10)
+        assert sent < 200_000
