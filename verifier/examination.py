@@ -239,7 +239,10 @@ def _check_text(file: ReceiptFile, token_bytes: Callable[[int], bytes]) -> None:
     at = 0
     parts = zip(file.chunk_sizes, file.text_sizes, file.text_digests, strict=False)
     for index, (size, text_size, digest) in enumerate(parts):
-        text = b"".join(token_bytes(token) for token in file.tokens[at : at + size])
+        try:
+            text = b"".join(token_bytes(token) for token in file.tokens[at : at + size])
+        except (LookupError, ValueError, ArithmeticError):  # An id that the model does not have: the file made it up.
+            raise EncodingInvalid(f"chunk {index} holds a token id that the model does not have.") from None
         if len(text) != text_size or hashlib.sha256(text).digest() != digest:
             raise EncodingInvalid(f"the tokens of chunk {index} stand for another text than the one that was hashed.")
         at += size
