@@ -52,11 +52,15 @@ class LedgerRail:
                 f"of {format_octo(self._deposit_cap)}.",
                 next_step="Raise payment.deposit_cap on both sides, or ask for fewer tokens.",
             )
-        async with self._opening:  # between the look at the balance and the lock, nobody else may lock
+        # One at a time. An older look at the books must never meet a newer `_signed`: a channel that was
+        # written down between the two would count in neither.
+        async with self._opening:
             known = self._signed.get(terms.channel_id())
             if known is not None and known.deposit == deposit:
                 return known
             channels = await self._books.channels()
+            for channel in (c for c in channels if c.role == "payer"):
+                self._signed.pop(channel.id, None)
             balances = self._balances(channels)
             if deposit > balances.available:
                 raise InsufficientFunds(
@@ -100,17 +104,18 @@ class LedgerRail:
 
     def _balances(self, channels: Iterable[Channel]) -> Balances:
         locked = spent = earned = 0
+        unwritten = dict(self._signed)
         for channel in channels:
             if channel.terms.rail != LEDGER or channel.terms.network != self._network:
                 continue
             if channel.role == "payee":
                 earned += channel.paid
                 continue
-            self._signed.pop(channel.id, None)
+            unwritten.pop(channel.id, None)
             spent += channel.paid
             if channel.state is not ChannelState.CLOSED:
                 locked += channel.left
-        locked += sum(opening.deposit for opening in self._signed.values())
+        locked += sum(opening.deposit for opening in unwritten.values())
         # A grant that was lowered below what is out already leaves nothing, not less than nothing.
         available = max(0, self._granted - locked - spent)
         return Balances(granted=self._granted, available=available, locked=locked, spent=spent, earned=earned)

@@ -136,7 +136,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         reason = str(error.strerror)
     except Exception as error:  # noqa: BLE001 - three parsers, each with errors of its own
-        # The first line says what and where; the next ones of YAML's quote the file, secrets and all.
+        # One line: YAML's errors go on to quote the text around the fault, secrets and all.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     raise NodeMisconfigured(
         f"the configuration file {file} cannot be read: {reason}.",

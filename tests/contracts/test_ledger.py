@@ -109,6 +109,42 @@ async def test_two_openings_at_once_cannot_overspend():
     assert (await rail.balances()).available == 5 * OCTO
 
 
+class SlowBooks(MemoryBooks):
+    """The first look at the books takes until `go` is set; what it saw is old by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go: asyncio.Event | None = None
+
+    async def channels(self) -> list[Channel]:
+        seen = await super().channels()
+        go, self.go = self.go, None
+        if go is not None:
+            await go.wait()
+        return seen
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [lambda rail: rail.balances(), lambda rail: rail.open_channel(terms(salt=3), OCTO)]
+)
+async def test_a_channel_that_is_written_down_during_an_opening_is_not_forgotten(meanwhile):
+    books = SlowBooks()
+    rail = rail_of(ALICE, books, granted=10 * OCTO)
+    first = await rail.open_channel(terms(salt=1), 6 * OCTO)
+    go = books.go = asyncio.Event()
+    second = asyncio.create_task(rail.open_channel(terms(salt=2), 6 * OCTO))
+    while books.go is not None:
+        await asyncio.sleep(0)
+    await books.save(channel_of(first))
+    other = asyncio.create_task(meanwhile(rail))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(InsufficientFunds):
+        await second
+    await other
+
+
 async def test_too_little_money_says_how_much_there_is_and_what_to_do():
     rail = rail_of(ALICE, MemoryBooks(), granted=OCTO)
     with pytest.raises(InsufficientFunds, match=r"2 OCTO are needed, 1 OCTO are available.*payment\.grant"):

@@ -65,7 +65,7 @@ def test_a_password_that_a_person_chose_is_stretched():
     "params",
     [
         {"n": 1 << 40}, {"r": 1 << 20}, {"p": 1000}, {"n": "many"}, {"dklen": 16}, {"n": True}, {"n": -1}, {"n": 4095},
-        {"salt": "xx"},
+        {"salt": "xx"}, {"r": 8.0}, {"r": -8}, {"p": 0},
     ],
 )  # fmt: skip
 def test_a_keystore_that_would_eat_the_machine_is_refused_before_it_does(keystore, params):
