@@ -123,6 +123,7 @@ class Sale:
             return
         signed, accept = agreed
         quote = signed.read()
+        log.info("task_accepted", task=self._task.hex(), peer=self._peer, model=quote.model, tokens_in=quote.tokens_in)
         request = await self._talk.hear_a(TaskRequest, self._timeout_s)
         prompt = self._check_request(request.task, quote, served)
         account = await seller.till.admit(accept.voucher.voucher.channel, accept.opening, client=client, quote=quote)

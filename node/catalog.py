@@ -7,19 +7,17 @@ providers that offer it, as soon as an offer names a new model, so that the firs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
 import structlog
 
 from inference.models.endpoints import may_dial, url_of_multiaddr
-from inference.models.manifest import Manifest
-from inference.models.pull import pull_manifest, pull_parts
+from inference.models.library import WITHOUT_WEIGHTS, open_tokenizer, pull_model
 from inference.models.sources import HttpSource
 from inference.models.store import Store
-from inference.models.tokenizer import ModelTokenizer, load_tokenizer
-from market.errors import ContentUnavailable, ModelUnknown, OctoError
+from inference.models.tokenizer import ModelTokenizer
+from market.errors import ModelUnknown, OctoError
 from market.offer import CheckedOffer
 from node.node import ModelOnOffer
 
@@ -29,7 +27,8 @@ DEFAULT_NAME = "default"
 
 
 class MeshCatalog:
-    """`address_of` gives the address from which a peer is connected, None if it is not."""
+    """`address_of` gives the address from which a peer is connected, None if it is not; `changed` waits
+    until offers or peers change."""
 
     def __init__(
         self,
@@ -38,9 +37,11 @@ class MeshCatalog:
         address_of: Callable[[str], str | None],
         store: Store,
         session: aiohttp.ClientSession,
+        changed: Callable[[], Awaitable[object]],
     ) -> None:
         self._offers = offers
         self._address_of = address_of
+        self._changed = changed
         self._store = store
         self._session = session
         self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
@@ -87,17 +88,15 @@ class MeshCatalog:
 
     def put(self, model: str, tokenizer: ModelTokenizer) -> None:
         """The tokenizer of a model that this node serves itself."""
-        ready: asyncio.Future[ModelTokenizer] = asyncio.get_running_loop().create_future()
-        ready.set_result(tokenizer)
 
         async def known() -> ModelTokenizer:
-            return await ready
+            return tokenizer
 
         self._tokenizers[model] = asyncio.create_task(known())
 
     def sources(self, model: str) -> list[HttpSource]:
         """The content listeners of the model's providers that we may dial."""
-        sources = []
+        sources: list[HttpSource] = []
         for checked in self._offers():
             if not any(offered.model == model for offered in checked.offer.models):
                 continue
@@ -109,45 +108,27 @@ class MeshCatalog:
             )
         return sources
 
-    async def manifest(self, model: str) -> Manifest:
-        return await pull_manifest(self._store, model, self.sources(model))
+    async def wait_for_sources(self, model: str) -> list[HttpSource]:
+        """`sources`, as soon as there is one."""
+        while not (sources := self.sources(model)):
+            await self._changed()
+        return sources
 
     async def _load(self, model: str) -> ModelTokenizer:
-        sources = self.sources(model)
-        try:
-            manifest = await pull_parts(self._store, model, sources, roles=("tokenizer", "chat_template"))
-        except ContentUnavailable:
-            if sources:
-                raise
-            raise ContentUnavailable(
-                "no provider of this model can be reached for its tokenizer.", next_step="Try again in a moment."
-            ) from None
-        return await load_tokenizer(self._store, manifest)
+        manifest = await pull_model(self._store, model, self.sources(model), roles=WITHOUT_WEIGHTS)
+        return await open_tokenizer(self._store, manifest)
 
-    async def warm_up(self) -> None:
-        """Fetch the tokenizers of models that were not seen before."""
-        for model in self.on_offer():
-            if model.model not in self._tokenizers:
-                try:
-                    await self.tokenizer(model.model)
-                except OctoError as error:
-                    log.info("tokenizer_not_fetched", model=model.model, why=str(error))
+    async def watch(self) -> None:
+        """Fetch the tokenizers of new models as they are offered, until cancelled."""
+        while True:
+            for model in self.on_offer():
+                if model.model not in self._tokenizers and self.sources(model.model):
+                    try:
+                        await self.tokenizer(model.model)
+                    except OctoError as error:
+                        log.info("tokenizer_not_fetched", model=model.model, why=str(error))
+            await self._changed()
 
     def close(self) -> None:
         for loading in self._tokenizers.values():
             loading.cancel()
-
-
-@asynccontextmanager
-async def open_catalog(
-    *,
-    offers: Callable[[], Sequence[CheckedOffer]],
-    address_of: Callable[[str], str | None],
-    store: Store,
-    session: aiohttp.ClientSession,
-) -> AsyncIterator[MeshCatalog]:
-    catalog = MeshCatalog(offers=offers, address_of=address_of, store=store, session=session)
-    try:
-        yield catalog
-    finally:
-        catalog.close()

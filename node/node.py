@@ -45,14 +45,29 @@ class Receipts(Protocol):
 class Node(Protocol):
     """`network` is p2p.network's face; `status` is plain data for people and JSON."""
 
-    peer: PeerId
-    binding: Binding
-    signed_binding: SignedBinding
-    buyer: Buyer
-    catalog: Catalog
-    receipts: Receipts
-    rail: Rail
-    rail_name: str
+    @property
+    def peer(self) -> PeerId: ...
+
+    @property
+    def binding(self) -> Binding: ...
+
+    @property
+    def signed_binding(self) -> SignedBinding: ...
+
+    @property
+    def buyer(self) -> Buyer: ...
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def receipts(self) -> Receipts: ...
+
+    @property
+    def rail(self) -> Rail: ...
+
+    @property
+    def rail_name(self) -> str: ...
 
     def addresses(self) -> Sequence[str]:
         """Multiaddrs, peer id included, that another node can join."""

@@ -63,16 +63,20 @@ class Offering:
         self._now.set()
 
     async def run(self) -> None:
+        """Publish again and again, until cancelled; `publish` comes first."""
         while True:
-            slower = max(1.0, self._crowd() / CROWD)
-            await self._publish(int(TTL_MS * slower))
             try:
-                async with asyncio.timeout(EVERY_S * slower):
+                async with asyncio.timeout(EVERY_S * self._slower()):
                     await self._now.wait()
             except TimeoutError:
-                continue
+                pass
+            await self.publish()
 
-    async def _publish(self, ttl_ms: int) -> None:
+    def _slower(self) -> float:
+        return max(1.0, self._crowd() / CROWD)
+
+    async def publish(self) -> None:
+        """Sign and announce what we serve now; with nothing to serve, let the last offer expire."""
         self._now.clear()
         models = tuple(self._models())
         if not models:
@@ -84,7 +88,7 @@ class Offering:
             peer=self._key.peer,
             seq=now_ms,
             issued_ms=now_ms,
-            expires_ms=now_ms + ttl_ms,
+            expires_ms=now_ms + int(TTL_MS * self._slower()),
             tier=self._tier,
             slots=self._slots(),
             models=models,

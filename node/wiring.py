@@ -10,19 +10,19 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from contracts.ledger import LedgerRail
 from inference.hardware import detect_hardware
-from inference.models.fetch import Progress, quiet
+from inference.models.progress import OnProgress, quiet
 from inference.models.sources import open_content_session
 from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms
 from market.deal import DealParts
 from market.errors import NodeMisconfigured
-from market.identity import PeerId, check_binding
-from market.offer import CheckedOffer
+from market.identity import check_binding
 from market.ports import Clock, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
 from market.purse import Purse
@@ -31,9 +31,10 @@ from market.routing import Cheapest, Fastest, Policy, Reliable
 from market.seller import Seller, SellerTerms
 from market.till import Till
 from node.api.content import content_app
-from node.api.server import ApiLimits, create_api
+from node.api.limits import ApiLimits
+from node.api.server import open_api
 from node.api_keys import open_api_keys
-from node.catalog import open_catalog
+from node.catalog import MeshCatalog
 from node.clock import SystemClock
 from node.config import wallet_password
 from node.folder import Folder, open_folder
@@ -62,7 +63,8 @@ async def open_node(
     clock: Clock | None = None,
     engine: Engine | None = None,
     rail: Rail | None = None,
-    progress: Callable[[Progress], None] = quiet,
+    prepared: Sequence[Path] = (),
+    progress: OnProgress = quiet,
     ask_password: Callable[[], str] | None = None,
 ) -> AsyncIterator[RunningNode]:
     """Start a node and yield it once its API answers, its peers are being found, and (if it provides) its
@@ -133,7 +135,7 @@ async def open_node(
         )
 
         # Whom it knows.
-        mesh = await _open_mesh(stack, settings, folder, key, seller.serve, clock)
+        mesh = await _open_mesh(stack, settings, folder=folder, key=key, serve=seller.serve, clock=clock)
         content_port = await stack.enter_async_context(
             open_site(
                 content_app(models, advertised=lambda: content_addresses, peer=key.peer),
@@ -162,14 +164,14 @@ async def open_node(
         network = OwnNetwork(mesh, serve=seller.serve, own_offer=lambda: offering.current, clock=clock)
         stack.push_async_callback(network.aclose)
         session = await stack.enter_async_context(open_content_session())
-        catalog = await stack.enter_async_context(
-            open_catalog(
-                offers=network.offers,
-                address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),
-                store=models,
-                session=session,
-            )
+        catalog = MeshCatalog(
+            offers=network.offers,
+            address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),
+            store=models,
+            session=session,
+            changed=lambda: mesh.wait_for_change(mesh.version),
         )
+        stack.callback(catalog.close)
 
         # What it buys.
         buyer = Buyer(
@@ -215,25 +217,24 @@ async def open_node(
             started_ms=clock.now_ms(),
             content_addresses=content_addresses,
         )
-        port = await stack.enter_async_context(
-            open_site(
-                create_api(node, limits=ApiLimits(), allowed_hosts=(settings.api.host,)),
-                host=settings.api.host,
-                ports=settings.api_ports(),
-                what="the API",
-            )
-        )
-        node.url = f"http://{_bracketed(settings.api.host)}:{port}"
+        node.url = await _open_api(stack, settings, node)
         folder.announce(api=node.url, token_file=api_keys.token_file)
 
-        _run(stack, _watch_offers(mesh, catalog.warm_up), "catalog")
+        _run(stack, catalog.watch(), "catalog")
         if settings.provide:
             await stack.enter_async_context(
                 provide(
-                    providing, settings=settings, store=models, catalog=catalog, mesh=mesh, wallet=keys.wallet,
-                    engine=engine, progress=progress,
+                    providing,
+                    settings=settings,
+                    store=models,
+                    catalog=catalog,
+                    wallet=keys.wallet,
+                    prepared=prepared,
+                    progress=progress,
+                    engine=engine,
                 )
-            )  # fmt: skip
+            )
+            await offering.publish()
             _run(stack, offering.run(), "offering")
         node.ready = True
         log.info("node_ready", peer=node.peer, api=node.url, models=len(providing.offers()))
@@ -243,6 +244,7 @@ async def open_node(
 async def _open_mesh(
     stack: AsyncExitStack,
     settings: Settings,
+    *,
     folder: Folder,
     key: PeerKey,
     serve: Callable[[Conversation], Awaitable[None]],
@@ -269,11 +271,24 @@ async def _open_mesh(
     raise NodeMisconfigured("no mesh address to listen on.", next_step="Set mesh.listen.")
 
 
-async def _watch_offers(mesh: OctoNetwork, warm_up: Callable[[], Awaitable[None]]) -> None:
-    version = -1
-    while True:
-        version = await mesh.wait_for_change(version)
-        await warm_up()
+async def _open_api(stack: AsyncExitStack, settings: Settings, node: RunningNode) -> str:
+    """The API's base URL, on the port of the settings or, if that is taken and nobody asked for it, any free one."""
+    ports = settings.api_ports()
+    for port in ports:
+        try:
+            return await stack.enter_async_context(
+                open_api(
+                    node,
+                    host=settings.api.host,
+                    port=port,
+                    limits=ApiLimits(body_bytes=settings.limits.body_bytes, requests=settings.limits.requests),
+                    privacy=settings.routing.privacy,
+                )
+            )
+        except NodeMisconfigured:
+            if port == ports[-1]:
+                raise
+    raise NodeMisconfigured("no port for the API.", next_step="Set api.port.")
 
 
 def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:
@@ -301,7 +316,3 @@ def _beside(addresses: Sequence[str], port: int) -> tuple[str, ...]:
         if kind in ("ip4", "ip6"):
             found.append(f"/{kind}/{host}/tcp/{port}/http")
     return tuple(dict.fromkeys(found))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
