@@ -1,0 +1,52 @@
+"""Options that many commands share, and the settings behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from node.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+_JSON = "octo.json"
+
+
+def json_option(command: F) -> F:
+    """`--json`: the same facts for programs. An error then is JSON too: `{"error": {…}}`."""
+
+    def keep(ctx: click.Context, _option: click.Parameter, given: bool) -> bool:
+        ctx.meta[_JSON] = given
+        return given
+
+    return click.option("--json", "as_json", is_flag=True, callback=keep, help="Print JSON, for programs.")(command)
+
+
+def wants_json(ctx: click.Context) -> bool:
+    return bool(ctx.meta.get(_JSON))
+
+
+def data_dir_option(command: F) -> F:
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The node's folder (default: OCTO_DATA_DIR, else ~/.octo).",
+    )(command)
+
+
+def config_option(command: F) -> F:
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A TOML, YAML or JSON file (default: OCTO_CONFIG, else config.* in the data folder).",
+    )(command)
+
+
+def settings_of(data_dir: Path | None) -> Settings:
+    """The settings that a node in this folder would have; raises NodeMisconfigured."""
+    from node.config import load_settings
+
+    return load_settings(overrides={"data_dir": data_dir})

@@ -1,0 +1,156 @@
+"""`octo-node start`: this machine's node, from its first start to a clean end.
+
+Lives here: the command, signals, and the order of things. What a person sees is in `node.cli.welcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.cli.exits import FAILED, INTERRUPTED, OK
+from node.cli.options import config_option, data_dir_option, json_option
+from node.cli.signals import Signals
+
+if TYPE_CHECKING:
+    from node.running import RunningNode
+    from node.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+
+
+@click.command(short_help="Run this machine's node.")
+@click.option("--join", multiple=True, metavar="MULTIADDR", help="A peer to join by; may be given again.")
+@click.option("--model", metavar="NAME|CID|none", help="What to serve: default, a manifest's CID, or none: only buy.")
+@click.option("--price-in", metavar="OCTO", help="What a million prompt tokens cost here.")
+@click.option("--price-out", metavar="OCTO", help="What a million generated tokens cost here.")
+@click.option("--workers", type=int, help="Engine processes (default: one a core).")
+@click.option("--port", type=int, help="Port of the private API on this machine (default 8080; 0 takes any).")
+@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where the mesh listens; may be given again.")
+@click.option("--network", metavar="NAME", help="The network to be on; others are ignored.")
+@config_option
+@click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write JSON here once usable: peer_id, multiaddrs, url, data_dir, pid, model, api_key.")  # fmt: skip
+@click.option("--parent", type=int, hidden=True, help="End when this process ends.")
+@data_dir_option
+@json_option
+def start(
+    *,
+    join: tuple[str, ...],
+    model: str | None,
+    price_in: str | None,
+    price_out: str | None,
+    workers: int | None,
+    port: int | None,
+    listen: tuple[str, ...],
+    network: str | None,
+    config: Path | None,
+    ready_file: Path | None,
+    parent: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Run this machine's node until Ctrl-C.
+
+    Needs no configuration: the first start makes keys and a wallet, loads the default model and serves
+    it, shows the API key once, and prints the line that lets another machine join.
+    """
+    if parent is not None:
+        _end_with(parent)
+    from node.config import load_settings
+
+    buys_only = model is not None and model.lower() == "none"
+    settings = load_settings(
+        config=config,
+        overrides={
+            "data_dir": data_dir,
+            "join": join or None,
+            "provide": False if buys_only else (True if model else None),
+            "model": None if buys_only else model,
+            "prices.input": price_in,
+            "prices.output": price_out,
+            "engine.workers": workers,
+            "api.port": port,
+            "mesh.listen": listen or None,
+            "network": network,
+        },
+    )
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_serve(settings, ready_file, as_json=as_json))
+    click.get_current_context().exit(code)
+
+
+async def _serve(settings: Settings, ready_file: Path | None, *, as_json: bool) -> int:
+    from node.cli.welcome import Welcome
+    from node.wiring import open_node
+
+    welcome = Welcome(settings, as_json=as_json, keep_key_secret=ready_file is not None)
+    with Signals() as signals, welcome.logs():
+        try:
+            with welcome.starting() as progress:
+                context = open_node(settings, progress=progress, ask_password=welcome.ask_password())
+                node = await context.__aenter__()
+        except asyncio.CancelledError:
+            return INTERRUPTED
+        signals.started()
+        code = FAILED
+        try:
+            with _ready_note(ready_file, node, settings):
+                welcome.show(node)
+                await signals.wait()
+                welcome.ending()
+                code = OK
+        finally:
+            await context.__aexit__(None, None, None)
+    return code
+
+
+@contextmanager
+def _ready_note(path: Path | None, node: RunningNode, settings: Settings) -> Iterator[None]:
+    """Whole or not there at all, for the owner alone (it may hold the API key), and gone with the node."""
+    if path is None:
+        yield
+        return
+    from node.folder import write_whole
+
+    write_whole(path, json.dumps(ready_facts(node, settings)).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def ready_facts(node: RunningNode, settings: Settings) -> dict[str, Any]:
+    """What `--ready-file` holds."""
+    offered = node.providing.offers()
+    facts: dict[str, Any] = {
+        "peer_id": node.peer,
+        "multiaddrs": list(node.addresses()),
+        "url": node.url,
+        "data_dir": str(settings.data_dir),
+        "pid": os.getpid(),
+        "model": offered[0].model if offered else None,
+    }
+    if node.first_api_key is not None:
+        facts["api_key"] = node.first_api_key
+    return facts
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel send us SIGTERM when the process that started us is gone (prctl(2), Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it went before we could ask
+        click.get_current_context().exit(FAILED)

@@ -1,0 +1,51 @@
+"""`octo-node status`: what this node is, serves and sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from node.cli.options import data_dir_option, json_option, settings_of
+
+
+@click.command(short_help="What this node is, serves and sees.")
+@data_dir_option
+@json_option
+def status(data_dir: Path | None, as_json: bool) -> None:
+    """What this node is, serves and sees."""
+    from rich.text import Text
+
+    from node.cli.remote import find_node
+    from node.cli.show import facts, print_json, screen, size, span
+
+    folder = settings_of(data_dir).data_dir
+    said = find_node(folder).get("/api/v1/status")
+    if as_json:
+        print_json({**said, "data_dir": str(folder)})
+        return
+    rows: list[tuple[str, object]] = [
+        ("peer", said["peer"]),
+        ("up", f"{span(said['uptime_s'])}{'' if said['ready'] else ', still starting'}"),
+        ("network", f"{said['network']}: {said['peers']} peers, {said['offers']} offers"),
+    ]
+    for model in said["models"]:
+        rows.append(("serves", f"{model['name']} at {model['price_in']} in, {model['price_out']} out, per million"))
+        rows.append(("", model["model"]))
+        rows.append(("", f"{model['context']} tokens of context, {model['tokens_per_s']} tokens/s, {model['engine']}"))
+    if not said["models"]:
+        rows.append(("serves", "nothing: this node only buys"))
+    if said["engine"]:
+        engine = said["engine"]
+        load = f"{engine['running']} running, {engine['waiting']} waiting; confined by {engine['isolation']}"
+        rows.append(("engine", load))
+    gpus = ", ".join(said["gpus"]) or "no GPU"
+    rows.append(("tier", f"{said['tier']}: {said['cores']} cores, {size(said['ram_bytes'])} RAM, {gpus}"))
+    rows.append(("money", f"{said['rail']}: {said['rail_note']}"))
+    rows.append(("wallet", said["wallet"]))
+    rows.append(("API", f"{said['url'].rstrip('/')}/v1"))
+    rows.extend(("mesh" if i == 0 else "", address) for i, address in enumerate(said["addresses"]))
+    rows.extend(("content" if i == 0 else "", address) for i, address in enumerate(said["content"]))
+    rows.append(("folder", folder))
+    rows.extend(("note", Text(warning, style="yellow")) for warning in said["warnings"])
+    screen().print(facts(rows))
