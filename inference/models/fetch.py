@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 
 from inference.models.cid import RAW, Cid, check_block, parse_cid
 from inference.models.partial import Partial, open_pull_lock
+from inference.models.progress import OnProgress, Progress, quiet
 from inference.models.sources import ContentSource
 from inference.models.store import Store
 from inference.models.unixfs import BLOCK_LIMIT_BYTES, Leaf, TreeWalk
 from market.errors import BlockInvalid, ContentError, ContentUnavailable, DiskFull, OctoError
-from market.values import value
 
 _log = structlog.get_logger()
 
@@ -33,23 +33,6 @@ LEAF_TIMEOUT_S = 60.0
 _STRIKES = 3
 _STEAL_AFTER_S = 2.0
 _SAVE_EVERY_S = 2.0
-
-
-@value
-class Progress:
-    """`source` is who sent the bytes that moved `done_bytes`; empty for what was on disk already."""
-
-    cid: str
-    done_bytes: int
-    total_bytes: int
-    source: str
-
-
-OnProgress = Callable[[Progress], None]
-
-
-def quiet(progress: Progress) -> None:
-    """For callers that show nothing."""
 
 
 async def fetch_file(
@@ -165,7 +148,7 @@ class _Pull:
             raise BlockInvalid(f"{self._name} holds {total} bytes where {size_bytes} were announced.")
         partial = await self._store.in_thread(Partial, self._store.parts, self._name, leaves, total)
         try:
-            self._progress(Progress(cid=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=""))
+            self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=""))
             try:
                 if only is None:
                     self._queue.extend(_segments(partial.missing(), leaves))
@@ -294,7 +277,7 @@ class _Pull:
 
     def _tell(self, partial: Partial, source: ContentSource) -> None:
         total = partial.leaves[-1].offset + partial.leaves[-1].length
-        self._progress(Progress(cid=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=source.name))
+        self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=source.name))
 
     async def _save_now_and_then(self, partial: Partial) -> None:
         while True:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -31,6 +32,8 @@ from market.values import decode_plain, value
 T = TypeVar("T")
 _log = structlog.get_logger()
 _DISK_THREADS = 4
+_STALE_AFTER_S = 24 * 3600.0
+"""No add takes a day, and another process may be in the middle of one."""
 
 
 @value
@@ -61,6 +64,7 @@ class Store:
         self._quarantine = root / "quarantine"
         for folder in (root, self.parts, self._files, self._quarantine):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(self.parts)
         self._index = Index(root / "index.db")
         self._threads = ThreadPoolExecutor(_DISK_THREADS, "octo-store")
         self._verifying = asyncio.Lock()
@@ -276,6 +280,13 @@ class Store:
             self._index.save_file(row)
             _log.warning("model_file_changed_but_intact", cid=root)
         return row
+
+
+def _sweep(parts: Path) -> None:
+    """Remove what a killed process left in the middle of an `add`; unfinished pulls (`.part`) stay, to be resumed."""
+    for left in (*parts.glob("add-*"), *parts.glob("default-*")):
+        if time.time() - left.lstat().st_mtime > _STALE_AFTER_S:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _take(source: Path, own: Path, *, move: bool) -> None:

