@@ -12,7 +12,7 @@ from market.money import OCTO
 from market.ports import Verifier
 from market.receipt import SignedReceipt, sign_receipt
 from market.values import decode, encode
-from verifier.receipts import ReceiptVerifier
+from verifier.receipts import ReceiptVerifier, check_price
 
 VERIFIER: Verifier = ReceiptVerifier()
 
@@ -84,6 +84,14 @@ def test_a_lie_is_refused_with_both_values(sale: Any, change: dict[str, Any], re
 def test_a_receipt_for_something_else_is_refused(sale: Any, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(PeerBrokeProtocol, match=reason):
         VERIFIER.check_receipt(sale.signed, sale.expectation(**change))
+
+
+def test_a_price_for_more_tokens_than_were_quoted_is_refused_by_itself(sale: Any) -> None:
+    quote = sale.signed_quote.read()
+    over = replace(sale.receipt, tokens_out=129, amount=quote.cost_of(129))
+    with pytest.raises(EncodingInvalid, match=r"the quote allows at most 0\.0001284 OCTO"):
+        check_price(over, quote)
+    check_price(replace(over, tokens_out=128, amount=quote.max_cost()), quote)
 
 
 def test_a_receipt_by_a_key_that_is_not_the_providers_is_refused(sale: Any) -> None:

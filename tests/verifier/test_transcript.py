@@ -102,6 +102,16 @@ def test_a_recorded_transcript_gives_the_same_commitment_again(
     assert again == commitment
 
 
+def test_a_full_chunk_and_a_chunk_of_one_token_are_recorded_alike() -> None:
+    transcript = StreamTranscript(**START)
+    for token in range(CHUNK_TOKENS + 1):
+        transcript.add(token, b"x")
+    commitment = transcript.close_chunk()
+    assert transcript.chunk_sizes == [32, 1]
+    parts = {"tokens": transcript.tokens, "chunk_sizes": [32, 1], "text_digests": transcript.text_digests}
+    assert replay_commitment(start=chain_start(**START), **parts) == commitment
+
+
 @pytest.mark.parametrize("name", list(START))
 def test_every_part_of_the_start_is_in_the_chain(name: str) -> None:
     other = chain_start(**(START | {name: bytes(32)}))
