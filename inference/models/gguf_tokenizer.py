@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, as a `tokenizer.json`, a chat template and the tokens that neither of them names.
 
 Lives here: translating llama.cpp's metadata into the `tokenizers` library's terms, so that a buyer can count and
-render without the weights. Knows GGUF keys; knows no store. Takes seconds (49,152 strings one by one): done once,
-when a model is published. What does not translate exactly is refused, never approximated.
+render without the weights. Knows GGUF keys; knows no store. Done once, when a model is published. What does not
+translate exactly is refused, never approximated.
 Source: llama.cpp, src/llama-vocab.cpp (the pre-tokenizer of each `tokenizer.ggml.pre`, the end-of-generation list).
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from inference.models.gguf_metadata import read_gguf_metadata
 from inference.models.manifest import SpecialTokens
 from market.errors import ModelFileInvalid
 from market.values import value
@@ -63,25 +63,22 @@ class GgufTokenizer:
 def read_gguf_tokenizer(path: Path) -> GgufTokenizer:
     """Blocking. Raises ModelFileInvalid if the file is no GGUF or its tokenizer is of a kind we cannot reproduce."""
     try:
-        fields = {name: field.contents for name, field in GGUFReader(path).fields.items()}
-        return _translate({name: contents for name, contents in fields.items() if not name.startswith("GGUF.")})
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelFileInvalid(f"{path.name} has no tokenizer that can be read: {error!r:.200}.") from None
+        return _translate(read_gguf_metadata(path))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ModelFileInvalid(f"{path.name} has no tokenizer that can be read ({type(error).__name__}).") from None
 
 
 def _translate(fields: dict[str, Any]) -> GgufTokenizer:
-    def get(key: str, default: Any = None) -> Any:
-        return fields[key]() if key in fields else default
-
+    get = fields.get
     kind, pre = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in _DIGITS_THEN_GPT2:
         raise ModelFileInvalid(
             f"A tokenizer of kind {kind!r}, pre-tokenizer {pre!r}, cannot be rebuilt exactly.",
             next_step="Publish the model with its own tokenizer.json.",
         )
-    texts: list[str] = get("tokenizer.ggml.tokens")
-    types: list[int] = get("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in get("tokenizer.ggml.merges")]
+    texts: list[str] = fields["tokenizer.ggml.tokens"]
+    types: list[int] = fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={text: n for n, text in enumerate(texts)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -102,7 +99,7 @@ def _translate(fields: dict[str, Any]) -> GgufTokenizer:
             add_bos=bool(get("tokenizer.ggml.add_bos_token", False)),
             end=tuple(sorted(int(number) for number in end)),
         ),
-        context=int(get(f"{get('general.architecture')}.context_length")),
+        context=int(fields[f"{get('general.architecture')}.context_length"]),
         name=str(get("general.name", "")),
     )
 

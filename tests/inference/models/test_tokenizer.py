@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference.models.gguf_metadata import read_gguf_metadata
 from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
 from inference.models.manifest import SpecialTokens
 from inference.models.tokenizer import ModelTokenizer
@@ -231,6 +232,30 @@ def test_a_tokenizer_file_with_other_parts_is_refused(inside: GgufTokenizer, ben
 def test_garbage_is_no_tokenizer(text: str) -> None:
     with pytest.raises(ModelFileInvalid):
         ModelTokenizer(text, "", SpecialTokens())
+
+
+def test_the_head_of_the_file_reads_as_the_gguf_package_reads_it(inside: GgufTokenizer) -> None:
+    from gguf import GGUFReader
+
+    ours = read_gguf_metadata(GGUF)
+    theirs = {name: field.contents() for name, field in GGUFReader(GGUF).fields.items() if name[:5] != "GGUF."}
+    assert ours == theirs
+
+
+def test_every_torn_head_is_refused(inside: GgufTokenizer, tmp_path: Path) -> None:
+    head = GGUF.read_bytes()[:2000]
+    for length in range(0, 2000, 37):
+        (tmp_path / "torn").write_bytes(head[:length])
+        with pytest.raises(ModelFileInvalid):
+            read_gguf_metadata(tmp_path / "torn")
+    head = GGUF.read_bytes()[: 4 << 20]
+    (tmp_path / "huge").write_bytes(head)
+    assert read_gguf_metadata(tmp_path / "huge")["tokenizer.ggml.pre"] == "smollm"
+    array = head.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    for place in (16, 24, array):  # the count of pairs, the length of a key, the count of an array
+        (tmp_path / "huge").write_bytes(head[:place] + (2**40).to_bytes(8, "little") + head[place + 8 :])
+        with pytest.raises(ModelFileInvalid):
+            read_gguf_metadata(tmp_path / "huge")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
