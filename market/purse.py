@@ -16,6 +16,7 @@ from market.money import format_octo
 from market.ports import Books, Rail
 from market.quote import Quote
 from market.record import ReceiptRecord
+from market.talk import whole
 from market.voucher import ChannelTerms, Opening, VoucherFrame
 
 SessionKeys = Callable[[bytes], WalletSigner]
@@ -79,7 +80,7 @@ class Purse:
             # Another task may just have opened one; its opening goes along, and the payee sorts the order out.
             fresh = self.channel_for(provider.wallet, need)
             if fresh is None or not self._usable(fresh, need, 0):
-                fresh = (await self._open(provider, max(need, self._deposit))).id
+                fresh = (await whole(self._open(provider, max(need, self._deposit)))).id
             self._reserved[fresh] += need
         return Spending(self, fresh, quote, 0), self._channels[fresh].opening
 
@@ -126,12 +127,15 @@ class Purse:
             unsure = channel_id in self._unsure
             key = self._session_keys(channel.terms.salt)
             channel, frame = pay(channel, amount, leaf, key, taken=taken if unsure else None)
-            await self._books.save(channel, receipts=receipts)
-            self._channels[channel_id] = channel
-            # Until it is really sent we do not know whether the payee has it.
-            self._unsure.add(channel_id)
+            await whole(self._keep(channel, receipts))
             await send(frame)
             self._unsure.discard(channel_id)
+
+    async def _keep(self, channel: Channel, receipts: Iterable[ReceiptRecord]) -> None:
+        """On disk, then in memory; until its voucher is really sent we do not know whether the payee has it."""
+        await self._books.save(channel, receipts=receipts)
+        self._channels[channel.id] = channel
+        self._unsure.add(channel.id)
 
     def release(self, channel_id: bytes, amount: int) -> None:
         self._reserved[channel_id] -= amount

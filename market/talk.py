@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from market.errors import PeerBrokeProtocol, PeerFailed, StepNotAllowed
 from market.message import Body, TaskError
@@ -11,6 +12,7 @@ from market.negotiation import Dialogue, Side, Stage
 from market.ports import Conversation
 
 Kind = TypeVar("Kind")
+T = TypeVar("T")
 
 
 class Talk:
@@ -59,3 +61,16 @@ async def stop_tasks(*tasks: asyncio.Task[None] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def whole(step: Coroutine[Any, Any, T]) -> T:
+    """Run a step that must not be left half done: a cancellation waits until it is over.
+
+    A voucher that is on disk but not in memory would make the next one a step back.
+    """
+    running = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

@@ -16,6 +16,7 @@ from market.identity import Binding, PeerId
 from market.money import format_octo
 from market.ports import Books, Rail
 from market.quote import Quote
+from market.talk import whole
 from market.voucher import Opening, VoucherFrame
 
 GAP_TIMEOUT_S = 3.0
@@ -121,14 +122,17 @@ class Till:
                 raise PaymentRefused("receipts before this voucher are missing.") from None
             before = self._channels[account.channel]
             after = take(before, frame)
-            await self._books.save(after)
-            self._channels[account.channel] = after
+            await whole(self._keep(after))
             changed.notify_all()
         added = after.paid - before.paid
         account.paid += added
         account.leaves.update(frame.added)
         account.progress.set()
         return added
+
+    async def _keep(self, channel: Channel) -> None:
+        await self._books.save(channel)
+        self._channels[channel.id] = channel
 
     def close(self, account: Account) -> None:
         """End of a task: what is unpaid stays a debt of its wallet, what is over pays older debts."""
