@@ -77,6 +77,12 @@ async def test_each_delta_leaves_at_once(client: AsyncOpenAI, node: Any) -> None
     await stream.close()
 
 
+async def test_a_token_whose_text_is_held_back_makes_no_empty_piece(client: AsyncOpenAI, node: Any) -> None:
+    node.buyer.steps = ("", "Hi", "")
+    stream = await client.chat.completions.create(model="small", messages=HELLO, stream=True)
+    assert [chunk.choices[0].delta.content async for chunk in stream] == ["", "Hi", None]
+
+
 async def test_a_reader_that_hangs_up_ends_the_purchase(client: AsyncOpenAI, node: Any) -> None:
     node.buyer.steps = ("one", 3600.0)
     stream = await client.chat.completions.create(model="small", messages=HELLO, stream=True)
