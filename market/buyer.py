@@ -24,7 +24,8 @@ from market.values import value
 
 log = structlog.get_logger()
 
-SILENT_LIMIT = 3
+SILENT_LIMIT = 2.5
+"""Three prepayments kept lately: what standing remembers of them fades."""
 
 
 @value
@@ -214,7 +215,7 @@ class Buyer:
         )
         standing = {checked.offer.peer: self._parts.standing.of(PeerId(checked.offer.peer)) for checked in offers}
         silent = {
-            peer: f"took {int(facts['silent'])} prepayments and stayed silent"
+            peer: f"took {round(facts['silent'])} prepayments and stayed silent"
             for peer, facts in standing.items()
             if facts.get("silent", 0) >= SILENT_LIMIT
         }

@@ -4,6 +4,7 @@ Implements `market.ports.Standing` on the store. The name of a fact says how it 
 
     …_ms, …_per_s, …_rate    a moving average
     success, failure         counted, and `failure_rate` is their moving average, which fades with time
+    silent                   counted, and fades over days
     anything else            a sum
 
 Answers come from memory; changes reach the disk every few seconds, so a kill forgets little.
@@ -31,6 +32,10 @@ AVERAGE_WEIGHT = 0.2
 FAILURE_HALF_LIFE_MS = 10 * 60 * 1000
 """A peer that failed gets another chance: without fading, routing would never ask it again and never learn."""
 
+SILENT_HALF_LIFE_MS = 24 * 3600 * 1000
+"""A provider that kept three prepayments is left alone for a day, not for ever."""
+
+_FADES = {"failure_rate": FAILURE_HALF_LIFE_MS, "silent": SILENT_HALF_LIFE_MS}
 _AVERAGED = ("_ms", "_per_s", "_rate")
 _NOTED = "noted_at_ms"
 _log = structlog.get_logger()
@@ -89,11 +94,9 @@ class StoredStanding:
         known[name] = before + AVERAGE_WEIGHT * (fact - before)
 
     def _faded(self, known: dict[str, float], *, since_ms: float) -> dict[str, float]:
-        rate = known.get("failure_rate")
-        if rate:
-            age_ms = max(0.0, self._clock.now_ms() - since_ms)
-            known = {**known, "failure_rate": rate * 0.5 ** (age_ms / FAILURE_HALF_LIFE_MS)}
-        return known
+        age_ms = max(0.0, self._clock.now_ms() - since_ms)
+        fading = {name: half_life for name, half_life in _FADES.items() if known.get(name)}
+        return {**known, **{name: known[name] * 0.5 ** (age_ms / half_life) for name, half_life in fading.items()}}
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from market.errors import StepNotAllowed
-from node.standing import FAILURE_HALF_LIFE_MS, PEERS_LIMIT, open_standing
+from node.standing import FAILURE_HALF_LIFE_MS, PEERS_LIMIT, SILENT_HALF_LIFE_MS, open_standing
 from node.store import open_store
 
 
@@ -67,6 +67,15 @@ async def test_a_failure_fades_so_that_the_peer_gets_another_chance(store, clock
         assert standing.of("p")["failure_rate"] == pytest.approx(fresh / 2)
         clock.ms -= 10 * FAILURE_HALF_LIFE_MS
         assert standing.of("p")["failure_rate"] == pytest.approx(fresh / 2), "a clock set back adds no blame"
+
+
+async def test_kept_prepayments_are_remembered_for_days_not_for_ever(store, clock):
+    async with open_standing(store, clock) as standing:
+        for _ in range(3):
+            standing.note("p", silent=1, failure=1)
+        assert standing.of("p")["silent"] == pytest.approx(3)
+        clock.ms += SILENT_HALF_LIFE_MS
+        assert standing.of("p")["silent"] == pytest.approx(1.5)
 
 
 async def test_what_is_no_number_is_dropped(store, clock):
