@@ -147,6 +147,18 @@ async def test_a_frame_that_never_ends_is_cut_off(join: Join, make_key: MakeKey,
         await check_serves(join, bob, new_task())
 
 
+async def test_a_second_stream_of_a_peer_replaces_the_first(join: Join, make_key: MakeKey) -> None:
+    async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
+        await stranger.dial(bob.addresses()[0])
+        first = asyncio.create_task(stranger.send(bob.peer, AGENT_PROTOCOL))
+        await asyncio.sleep(0.2)
+        assert not first.done()
+        second = asyncio.create_task(stranger.send(bob.peer, AGENT_PROTOCOL))
+        assert await asyncio.wait_for(first, 5)
+        assert not second.done()
+        second.cancel()
+
+
 async def test_a_peer_that_answers_garbage_broke_the_protocol(join: Join, make_key: MakeKey, new_task: NewTask) -> None:
     async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
         await stranger.dial(bob.addresses()[0])
