@@ -159,8 +159,10 @@ class Buyer:
                 outcome = await deal.story(conversation)
             except PeerError as error:
                 log.info("provider_failed", task=task_id.hex(), peer=candidate.peer, why=str(error))
+                if purchase.cancelled.is_set():
+                    raise  # we left: what was not finished is not the provider's failure
                 self._note_failure(deal, candidate.peer)
-                if deal.started or purchase.cancelled.is_set():
+                if deal.started:
                     raise
                 failures[candidate.peer] = str(error)
             else:
