@@ -19,7 +19,7 @@ from market.offer import CheckedOffer
 from market.ports import Network, Tokenizers
 from market.reception import Outcome
 from market.routing import Choice, Needs, Policy, choose
-from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId
+from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId, may_fit
 from market.values import value
 
 log = structlog.get_logger()
@@ -138,6 +138,13 @@ class Buyer:
     async def _story(self, purchase: Purchase) -> Outcome:
         order = purchase.order
         tokenizer = await self._tokenizers.tokenizer(order.model)
+        context = max(self._contexts(order.model), default=0)
+        if context and not may_fit(order.messages, context):
+            raise PromptTooLong(
+                f"the messages are too long for the largest context on offer, {context} tokens.",
+                next_step="Shorten the messages.",
+                param="messages",
+            )
         prompt = tokenizer.render(order.messages)
         task_id = TaskId(self._parts.random(32))
         task = self._task(order, len(prompt))
@@ -174,10 +181,12 @@ class Buyer:
             next_step="Try again in a moment; `octo-node offers` shows who is there.",
         )
 
+    def _contexts(self, model: str) -> list[int]:
+        """The context of every offer of the model, in tokens."""
+        return [m.context for checked in self._offers() for m in checked.offer.models if m.model == model]
+
     def _task(self, order: Order, tokens_in: int) -> ChatTask:
-        contexts = [
-            model.context for checked in self._offers() for model in checked.offer.models if model.model == order.model
-        ]
+        contexts = self._contexts(order.model)
         room = max(contexts, default=0) - tokens_in
         if contexts and room < 1:
             raise PromptTooLong(

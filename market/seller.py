@@ -18,7 +18,7 @@ from market.offer import ModelOffer
 from market.ports import Books, Clock, Conversation, Engine, Tokenizer, Verifier
 from market.quote import Quote, SignedQuote, sign_quote
 from market.talk import Talk
-from market.task import ChatTask, prompt_digest
+from market.task import ChatTask, may_fit, prompt_digest
 from market.till import Account, Till
 from market.values import value
 
@@ -221,6 +221,8 @@ class Sale:
             raise RequestInvalid("the task is not the one that was quoted.")
         if task.sampling.digest() != quote.sampling:
             raise RequestInvalid("the task's sampling is not the one that was quoted.")
+        if not may_fit(task.messages, served.engine.info.context):
+            raise RequestInvalid("the prompt is longer than any that fits.")
         prompt = served.tokenizer.render(task.messages)
         if len(prompt) != quote.tokens_in or prompt_digest(task.salt, prompt) != quote.prompt:
             raise RequestInvalid("the prompt is not the one that was quoted.")

@@ -99,7 +99,17 @@ class ShopSeller:
 
 class ShopBuyer:
     def __init__(
-        self, mesh, clock, name="alice", *, granted=100 * OCTO, deposit=OCTO, terms=None, books=None, prepaid_cap=OCTO
+        self,
+        mesh,
+        clock,
+        name="alice",
+        *,
+        granted=100 * OCTO,
+        deposit=OCTO,
+        terms=None,
+        books=None,
+        prepaid_cap=OCTO,
+        tokenizer=None,
     ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
@@ -131,7 +141,7 @@ class ShopBuyer:
             ),
             network=network,
             offers=network.offers,
-            tokenizers=OneTokenizer(ByteTokenizer()),
+            tokenizers=OneTokenizer(tokenizer or ByteTokenizer()),
             policy=Reliable(Cheapest()),
             terms=BuyerTerms(),
         )

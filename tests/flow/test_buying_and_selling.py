@@ -140,6 +140,22 @@ async def test_a_prompt_over_every_context_is_refused_before_anyone_is_asked(sho
     assert bob.books.saved == {}
 
 
+async def test_megabytes_of_prompt_are_refused_without_being_tokenized(shop):
+    shop.seller(engine=ScriptedEngine(context=64))
+
+    class Counting(ByteTokenizer):
+        rendered = 0
+
+        def render(self, messages):
+            Counting.rendered += 1
+            return super().render(messages)
+
+    alice = shop.buyer(tokenizer=Counting())
+    with pytest.raises(PromptTooLong, match="64 tokens"):
+        await alice.ask("x" * 1_000_000)
+    assert Counting.rendered == 0
+
+
 async def test_an_empty_purse_is_said_so_and_nothing_is_owed(shop):
     bob = shop.seller()
     with pytest.raises(InsufficientFunds):
