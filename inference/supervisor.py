@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import structlog
@@ -24,6 +24,7 @@ from market.values import encode, from_plain, to_plain
 
 LOAD_LIMIT_S: Final = 300.0
 RESTART_LIMIT_S: Final = 10.0
+_LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 16
 _FINISHES: Final = ("", "stop", "length", "error")
 
@@ -77,8 +78,16 @@ class JobStream:
 class Worker:
     """One worker and its lives. `run` is its whole story; everything else is called while that runs."""
 
-    def __init__(self, settings: WorkerSettings, *, hang_s: float, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        hang_s: float,
+        on_change: Callable[[], None],
+        command: Sequence[str] = (),
+    ) -> None:
         self._settings = settings
+        self._command = command or child_command("inference.worker")
         self._hang_s = hang_s
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
@@ -148,7 +157,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *child_command("inference.worker"),
+                *self._command,
                 stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -159,6 +168,9 @@ class Worker:
             reader, self._writer = await asyncio.open_unix_connection(sock=ours)
             self._writer.write(pack(to_plain(WorkerSettings, self._settings)))
             await self._listen(reader)
+            with contextlib.suppress(TimeoutError):  # let it end by itself, to know how it did
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._process.wait()
         finally:
             self.kill()
             if self._writer is not None:

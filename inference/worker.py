@@ -27,6 +27,7 @@ from market.values import decode, from_plain, to_plain
 
 HEARTBEAT_S: Final = 0.25
 _READ_BYTES: Final = 1 << 16
+_INHERITED_LIMIT: Final = 4096
 _OVERHEAD_BYTES: Final = 512 * 1024 * 1024
 """What Python, numpy and the library's own buffers may take beside the model."""
 
@@ -111,6 +112,7 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
 
 def main() -> int:
     die_with_parent()
+    os.closerange(3, _INHERITED_LIMIT)  # uvloop leaves second copies of 0, 1 and 2
     line = Line(socket.socket(fileno=0))
     try:
         frames: list[Any] = []

@@ -164,6 +164,7 @@ async def open_llama_engine(
     finally:
         for worker in team:
             worker.kill()
+            worker.started.cancel()
         for life in lives:
             life.cancel()
         await asyncio.gather(*lives, *(worker.started for worker in team), return_exceptions=True)

@@ -1,0 +1,371 @@
+"""The whole engine with real weights: right answers under any load, and no damage from any death."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import time
+from contextlib import aclosing
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.speed import measure_speed
+from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, PromptTooLong, RequestInvalid
+from market.ports import Generated, Job
+from market.task import LogitBias, Sampling, TaskId
+from market.testing import check_engine
+
+pytestmark = pytest.mark.model
+
+SEEDED = Sampling(seed=bytes(range(32)), temperature_micro=800_000)
+GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
+
+
+def prompt_of(length: int, salt: int = 0) -> tuple[int, ...]:
+    return tuple(int(token) for token in np.random.default_rng(salt).integers(100, 40_000, length))
+
+
+def job(length: int, max_tokens: int, *, sampling: Sampling = GREEDY, salt: int = 0, priority: int = 0) -> Job:
+    return Job(
+        task=TaskId(bytes(32)),
+        prompt=prompt_of(length, salt),
+        sampling=sampling,
+        max_tokens=max_tokens,
+        end_tokens=frozenset(),
+        priority=priority,
+    )
+
+
+async def answer(engine: LlamaEngine, work: Job) -> list[int]:
+    return [token async for item in engine.generate(work) for token in item.tokens]
+
+
+async def until(condition, limit_s: float = 15) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def own_children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@cache
+def _loaded(path: Path):
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def quiet(_level, _text, _data):
+        pass
+
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return quiet, llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+
+
+def plain_decode(path: Path, prompt: tuple[int, ...], count: int) -> list[int]:
+    """One sequence in a context of its own, library defaults, prompt in 64s, argmax: no code of ours."""
+    import llama_cpp as library
+
+    _, model = _loaded(path)
+    options = library.llama_context_default_params()
+    options.n_ctx, options.n_threads, options.n_threads_batch = 1024, 1, 1
+    context = library.llama_init_from_model(model, options)
+    size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+    tokens = list(prompt)
+    for start in range(0, len(prompt), 64):
+        chunk = (library.llama_token * len(prompt[start : start + 64]))(*prompt[start : start + 64])
+        assert library.llama_decode(context, library.llama_batch_get_one(chunk, len(chunk))) == 0
+    for _ in range(count):
+        row = np.ctypeslib.as_array(library.llama_get_logits_ith(context, -1), shape=(size,))
+        tokens.append(int(row.argmax()))
+        step = (library.llama_token * 1)(tokens[-1])
+        assert library.llama_decode(context, library.llama_batch_get_one(step, 1)) == 0
+    library.llama_free(context)
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+async def engine(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=8, context=1024) as opened:
+        yield opened
+
+
+# ---- right answers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [5, 64, 65, 150])
+async def test_greedy_equals_a_plain_reference_decode(engine, default_model, length):
+    assert await answer(engine, job(length, 24)) == plain_decode(default_model, prompt_of(length), 24)
+
+
+async def test_a_job_draws_the_same_tokens_alone_and_in_any_company(engine):
+    """Company that joins late, leaves early, pauses, and leaves gaps; the context is long enough to show a slip."""
+    work = job(330, 60, sampling=SEEDED)
+    alone = await answer(engine, work)
+
+    async def paused() -> None:
+        async with aclosing(engine.generate(job(20, 500, salt=9))) as stream:
+            async for _ in stream:
+                await asyncio.sleep(60)
+
+    async def cancelled() -> None:
+        async with aclosing(engine.generate(job(70, 500, salt=8))) as stream:
+            async for item in stream:
+                if item.tokens:
+                    await asyncio.sleep(0.3)
+                    return
+
+    idle = asyncio.create_task(paused())
+    company = [
+        asyncio.create_task(cancelled()),
+        *(asyncio.create_task(answer(engine, job(n, 10 + n // 4, salt=n, sampling=SEEDED))) for n in (3, 64, 129)),
+    ]
+    await asyncio.sleep(0.2)
+    ours = asyncio.create_task(answer(engine, work))
+    await asyncio.sleep(0.5)
+    late = asyncio.create_task(answer(engine, job(200, 30, salt=1)))
+    assert await ours == alone
+    await asyncio.gather(*company, late)
+    idle.cancel()
+    await asyncio.gather(idle, return_exceptions=True)
+
+
+async def test_two_threads_draw_what_one_draws(engine, default_model):
+    works = [job(length, 20, sampling=SEEDED) for length in (65, 385)]
+    one = [await answer(engine, work) for work in works]
+    async with open_llama_engine(default_model, workers=1, threads=2, slots=2, context=1024) as other:
+        assert [await answer(other, work) for work in works] == one
+        assert await asyncio.gather(*(answer(other, work) for work in works)) == one
+
+
+async def test_end_tokens_stop_and_max_tokens_and_context_are_lengths(engine):
+    free = await answer(engine, job(10, 12))
+    stopped = Job(
+        task=TaskId(bytes(32)),
+        prompt=prompt_of(10),
+        sampling=GREEDY,
+        max_tokens=12,
+        end_tokens=frozenset({free[7]}),
+    )
+    assert await answer(engine, stopped) == free[: free.index(free[7])]
+    items = [item async for item in engine.generate(job(1020, 50))]
+    assert sum(len(item.tokens) for item in items) == 4 and items[-1].finish == "length"
+
+
+async def test_it_passes_the_kit_that_every_engine_passes(engine):
+    await check_engine(engine, prompt_of(12))
+
+
+async def test_its_speed_and_its_name_can_be_published(engine):
+    assert await measure_speed(engine) > 1
+    assert engine.info.name.startswith("llama.cpp/") and engine.info.name.endswith("/q4_0")
+    assert (engine.info.context, engine.info.slots) == (1024, 8)
+    assert "rlimits" in engine.isolation
+
+
+# ---- sharing -------------------------------------------------------------------------------------
+
+
+async def test_a_late_short_request_ends_before_an_early_long_one(engine):
+    ended = []
+
+    async def go(name: str, work: Job) -> None:
+        await answer(engine, work)
+        ended.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(go("long", job(600, 150)))
+        await asyncio.sleep(0.1)
+        group.create_task(go("short", job(10, 5, salt=1)))
+    assert ended == ["short", "long"]
+
+
+async def test_the_first_token_comes_at_once_and_alone(engine):
+    async with aclosing(engine.generate(job(10, 20))) as stream:
+        assert len((await anext(stream)).tokens) == 1
+
+
+async def test_waiting_jobs_go_by_priority_and_closing_one_frees_its_slot(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=1, context=512) as engine:
+        order = []
+
+        async def go(name: str, priority: int) -> None:
+            await answer(engine, job(5, 3, priority=priority))
+            order.append(name)
+
+        stream = engine.generate(job(5, 500))
+        await anext(stream)
+        async with asyncio.TaskGroup() as group:
+            for name, priority in (("c", 2), ("a", 1), ("b", 1)):
+                group.create_task(go(name, priority))
+            given_up = asyncio.create_task(go("never", 0))
+            await asyncio.sleep(0.05)
+            assert (engine.load().running, engine.load().waiting) == (1, 4)
+            given_up.cancel()
+            await asyncio.gather(given_up, return_exceptions=True)
+            assert order == [] and engine.load().waiting == 3
+            closed_at = time.monotonic()
+            await stream.aclose()
+        assert order == ["a", "b", "c"]
+        assert time.monotonic() - closed_at < 5
+        assert (engine.load().running, engine.load().waiting) == (0, 0)
+
+
+async def test_a_slow_reader_is_waited_for(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=2, context=512, window=16) as engine:
+        async with aclosing(engine.generate(job(5, 200))) as stream:
+            got = list((await anext(stream)).tokens)
+            await asyncio.sleep(1)
+            [pid] = engine.worker_pids
+            before = sum(psutil.Process(pid).cpu_times()[:2])
+            await asyncio.sleep(0.5)
+            assert sum(psutil.Process(pid).cpu_times()[:2]) - before < 0.1, "it sleeps"
+            ahead = await anext(stream)
+            assert 1 < len(got) + len(ahead.tokens) <= 17
+            got += ahead.tokens
+            assert await answer(engine, job(5, 4, salt=1)), "others are served meanwhile"
+            async for item in stream:
+                got += item.tokens
+        assert got == await answer(engine, job(5, 200))
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+async def test_jobs_that_can_never_run_are_refused(engine):
+    with pytest.raises(PromptTooLong, match="1024"):
+        await answer(engine, job(1024, 1))
+    base = job(5, 5)
+    for bad in (
+        Job(task=base.task, prompt=(), sampling=GREEDY, max_tokens=5, end_tokens=frozenset()),
+        Job(task=base.task, prompt=(1, 49152), sampling=GREEDY, max_tokens=5, end_tokens=frozenset()),
+        Job(task=base.task, prompt=(-1,), sampling=GREEDY, max_tokens=5, end_tokens=frozenset()),
+        Job(task=base.task, prompt=(1,), sampling=GREEDY, max_tokens=0, end_tokens=frozenset()),
+        Job(
+            task=base.task,
+            prompt=(1,),
+            sampling=Sampling(seed=bytes(32), logit_bias=(LogitBias(token=49152, bias_micro=1),)),
+            max_tokens=5,
+            end_tokens=frozenset(),
+        ),
+    ):
+        with pytest.raises(RequestInvalid):
+            await answer(engine, bad)
+    assert engine.load().running == engine.load().waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "not within the file bounds|corrupt|incomplete|load"),
+        (lambda data: data[:100], "load"),
+        (lambda data: data[:8] + b"\xff" * 4096 + data[4104:200_000], "load"),
+        (lambda data: b"\0" * 4 + data[4:1000], "not a GGUF"),
+        (lambda data: b"", "not a GGUF"),
+    ],
+)
+async def test_a_damaged_model_file_is_named_and_nothing_stays_running(default_model, tmp_path, damage, reason):
+    before = own_children()
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damage(default_model.read_bytes()))
+    with pytest.raises(ModelFileInvalid, match=reason) as caught:
+        async with open_llama_engine(path, workers=2, slots=1, context=256):
+            pass
+    assert "damaged.gguf" in str(caught.value) or "worker ended" in str(caught.value)
+    assert own_children() == before
+
+
+async def test_absurd_settings_and_missing_files_are_named(default_model, tmp_path):
+    for bad in ({"workers": 0}, {"workers": 1, "slots": 61}, {"workers": 1, "context": 0}, {"workers": 1, "window": 0}):
+        with pytest.raises(NodeMisconfigured, match=list(bad)[-1]):
+            async with open_llama_engine(default_model, **bad):
+                pass
+    with pytest.raises(NodeMisconfigured, match="cannot read"):
+        async with open_llama_engine(tmp_path / "none.gguf", workers=1):
+            pass
+
+
+# ---- deaths --------------------------------------------------------------------------------------
+
+
+async def test_killing_a_worker_fails_its_jobs_only_and_it_comes_back(default_model):
+    async with open_llama_engine(default_model, workers=2, slots=2, context=512) as engine:
+        whole = await answer(engine, job(20, 60))
+        doomed, lucky = engine.generate(job(20, 400, salt=1)), engine.generate(job(20, 60))
+        await anext(doomed)
+        got = list((await anext(lucky)).tokens)
+        first = engine.worker_pids
+        os.kill(first[0], signal.SIGKILL)
+        with pytest.raises(EngineFailed, match="SIGKILL"):
+            async with asyncio.timeout(2):
+                async for _ in doomed:
+                    pass
+        async for item in lucky:
+            got += item.tokens
+        assert got == whole
+        await until(lambda: len(engine.worker_pids) == 2)
+        assert first[0] not in engine.worker_pids and first[1] in engine.worker_pids
+        assert await asyncio.gather(*(answer(engine, job(20, 60)) for _ in range(4))) == [whole] * 4
+
+
+async def test_a_stopped_worker_is_noticed_and_replaced(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=1, context=512, hang_s=1.0) as engine:
+        stream = engine.generate(job(20, 400))
+        await anext(stream)
+        waiting = asyncio.create_task(answer(engine, job(10, 5)))
+        [pid] = engine.worker_pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(EngineFailed, match="silent"):
+            async with asyncio.timeout(5):
+                async for _ in stream:
+                    pass
+        assert len(await waiting) == 5, "who had not started is served by the next worker"
+        assert not psutil.pid_exists(pid)
+
+
+async def test_when_no_worker_can_come_back_jobs_fail_instead_of_waiting(default_model, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.symlink_to(default_model)
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    async with open_llama_engine(copy, workers=1, slots=1, context=256) as engine:
+        copy.unlink()
+        os.kill(engine.worker_pids[0], signal.SIGKILL)
+        await until(lambda: not engine.worker_pids)
+        with pytest.raises(EngineFailed):
+            async with asyncio.timeout(10):
+                await answer(engine, job(5, 5))
+        copy.write_bytes(default_model.read_bytes())
+        await until(lambda: engine.worker_pids)
+        assert len(await answer(engine, job(5, 5))) == 5
+
+
+async def test_no_process_is_left_behind_however_the_engine_is_left(default_model):
+    before = own_children()
+    with pytest.raises(ZeroDivisionError):
+        async with open_llama_engine(default_model, workers=2, slots=1, context=256) as engine:
+            stream = engine.generate(job(5, 100))
+            assert isinstance(await anext(stream), Generated)
+            assert len(own_children()) == len(before) + 2
+            raise ZeroDivisionError
+    await stream.aclose()
+    assert own_children() == before
+
+    async def opening() -> None:
+        async with open_llama_engine(default_model, workers=2, slots=1, context=256):
+            await asyncio.sleep(60)
+
+    for delay_s in (0.0, 0.02, 0.2):
+        task = asyncio.create_task(opening())
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert own_children() == before
