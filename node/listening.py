@@ -1,4 +1,4 @@
-"""Binding an aiohttp application to a port, with an error that says which and what to do."""
+"""Serving an aiohttp application on a port, with errors that name the port and the setting to change."""
 
 from __future__ import annotations
 
@@ -10,36 +10,59 @@ from aiohttp import web
 
 from market.errors import NodeMisconfigured
 
+_SHUTDOWN_TIMEOUT_S = 2.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, to be replaced
+
 
 @asynccontextmanager
-async def open_site(app: web.Application, *, host: str, ports: Sequence[int], what: str) -> AsyncIterator[int]:
-    """Serve `app` on the first free one of `ports` (0: any) until the end of the block; yields the port.
+async def open_site(app: web.Application, *, host: str, ports: Sequence[int], setting: str) -> AsyncIterator[str]:
+    """Serve `app` on the first free one of `ports` (0: any) until the end of the block; yields the base URL.
 
-    Handlers are cancelled when their client hangs up. Raises NodeMisconfigured if no port is free.
+    A reader that hangs up ends its handler. `setting` is where the port is set (`api`). Raises
+    NodeMisconfigured if no port is free or the address is not ours.
     """
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         for port in ports:
-            site = web.TCPSite(runner, host, port, reuse_address=True)
             try:
-                await site.start()
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE and port != ports[-1]:
-                    continue
-                raise _cannot_listen(host, port, what, error) from None
-            break
-        yield runner.addresses[0][1]
+                await web.TCPSite(runner, host, port).start()
+            except (OSError, OverflowError) as error:
+                if port == ports[-1] or getattr(error, "errno", 0) != errno.EADDRINUSE:
+                    raise _cannot_listen(error, host, port, setting) from None
+            else:
+                break
+        bound_host, bound_port = runner.addresses[0][:2]
+        yield url_of(str(bound_host), int(bound_port))
     finally:
         await runner.cleanup()
 
 
-def _cannot_listen(host: str, port: int, what: str, error: OSError) -> NodeMisconfigured:
+def url_of(host: str, port: int) -> str:
+    """A URL that reaches a listener from this machine, wildcards included."""
+    host = _WILDCARDS.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_wildcard(host: str) -> bool:
+    return host in _WILDCARDS
+
+
+def _cannot_listen(error: OSError | OverflowError, host: str, port: int, setting: str) -> NodeMisconfigured:
+    where = f"port {port} on {host}"
+    variable = f"OCTO_{setting.upper()}__"
+    if isinstance(error, OverflowError):
+        return NodeMisconfigured(f"{port} is not a port.", next_step=f"Choose one from 0 to 65535 as {setting}.port.")
     if error.errno == errno.EADDRINUSE:
         return NodeMisconfigured(
-            f"{what} cannot listen on {host}:{port}: another program has that port.",
-            next_step="Stop that program, or choose another port (0 takes any free one).",
+            f"{where} is in use by another program.",
+            next_step=f"Stop it, or choose another port as {setting}.port ({variable}PORT); 0 takes any free one.",
+        )
+    if error.errno == errno.EACCES:
+        return NodeMisconfigured(
+            f"{where} is not allowed to us.", next_step=f"Choose a port above 1023 as {setting}.port."
         )
     return NodeMisconfigured(
-        f"{what} cannot listen on {host}:{port}: {error.strerror}.", next_step="Choose another address or port."
+        f"cannot listen on {where}: {error.strerror or error}.",
+        next_step=f"{setting}.host ({variable}HOST) should be an address of this machine.",
     )

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -136,15 +137,15 @@ async def open_node(
 
         # Whom it knows.
         mesh = await _open_mesh(stack, settings, folder=folder, key=key, serve=seller.serve, clock=clock)
-        content_port = await stack.enter_async_context(
+        content_url = await stack.enter_async_context(
             open_site(
                 content_app(models, advertised=lambda: content_addresses, peer=key.peer),
                 host=settings.content_host(),
                 ports=(settings.content.port,),
-                what="the content listener",
+                setting="content",
             )
         )
-        content_addresses = _beside(mesh.addresses(), content_port)
+        content_addresses = _beside(mesh.addresses(), urlsplit(content_url).port or 80)
         offering = Offering(
             network_name=settings.network,
             key=key,
@@ -217,7 +218,15 @@ async def open_node(
             started_ms=clock.now_ms(),
             content_addresses=content_addresses,
         )
-        node.url = await _open_api(stack, settings, node)
+        node.url = await stack.enter_async_context(
+            open_api(
+                node,
+                host=settings.api.host,
+                ports=settings.api_ports(),
+                limits=ApiLimits(body_bytes=settings.limits.body_bytes, requests=settings.limits.requests),
+                privacy=settings.routing.privacy,
+            )
+        )
         folder.announce(api=node.url, token_file=api_keys.token_file)
 
         _run(stack, catalog.watch(), "catalog")
@@ -269,26 +278,6 @@ async def _open_mesh(
             if listen is choices[-1]:
                 raise
     raise NodeMisconfigured("no mesh address to listen on.", next_step="Set mesh.listen.")
-
-
-async def _open_api(stack: AsyncExitStack, settings: Settings, node: RunningNode) -> str:
-    """The API's base URL, on the port of the settings or, if that is taken and nobody asked for it, any free one."""
-    ports = settings.api_ports()
-    for port in ports:
-        try:
-            return await stack.enter_async_context(
-                open_api(
-                    node,
-                    host=settings.api.host,
-                    port=port,
-                    limits=ApiLimits(body_bytes=settings.limits.body_bytes, requests=settings.limits.requests),
-                    privacy=settings.routing.privacy,
-                )
-            )
-        except NodeMisconfigured:
-            if port == ports[-1]:
-                raise
-    raise NodeMisconfigured("no port for the API.", next_step="Set api.port.")
 
 
 def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:

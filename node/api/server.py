@@ -6,7 +6,6 @@ Around every request, from the outside in: errors become HTTP, the guard checks 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,7 +14,7 @@ from contextlib import asynccontextmanager
 import structlog
 from aiohttp import web
 
-from market.errors import ModelUnknown, NodeMisconfigured, OctoError
+from market.errors import ModelUnknown, OctoError
 from market.task import Privacy
 from node.api.admin import Admin
 from node.api.errors import error_response, http_refusal, unknown_error
@@ -23,10 +22,10 @@ from node.api.guard import OPEN_ROUTES, Guard, Handler
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
 from node.api.openai import OpenAi
+from node.listening import is_wildcard, open_site
 from node.node import Node
 
 _SHUTDOWN_TIMEOUT_S = 1.0  # aiohttp waits this long twice: to end by themselves, and after cancelling
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, to be replaced
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 log = structlog.get_logger()
@@ -59,35 +58,21 @@ async def open_api(
     node: Node,
     *,
     host: str = "127.0.0.1",
-    port: int = 8080,
+    ports: Sequence[int] = (8080,),
     limits: ApiLimits | None = None,
     allowed_hosts: Sequence[str] = (),
     privacy: Privacy = Privacy.SHARED,
 ) -> AsyncIterator[str]:
     """Listen until the end of the block; yields the base URL (`http://127.0.0.1:8080`, without /v1).
 
-    Port 0 takes any free one. Raises NodeMisconfigured if the port is in use or the address is not ours.
+    The first free one of `ports` is taken; 0 is any. Raises NodeMisconfigured if none is free or the
+    address is not ours.
     """
-    names = allowed_hosts if host in _WILDCARDS else (*allowed_hosts, host)
+    names = allowed_hosts if is_wildcard(host) else (*allowed_hosts, host)
     app = create_api(node, limits=limits, allowed_hosts=names, privacy=privacy)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handler_cancellation=True,  # a reader that hangs up ends its handler, and that ends its purchase
-        shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
-    )
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except (OSError, OverflowError) as error:
-            raise _cannot_listen(error, host, port) from None
-        bound_host, bound_port = runner.addresses[0][:2]
-        url = _url(str(bound_host), int(bound_port))
+    async with open_site(app, host=host, ports=ports, setting="api") as url:
         log.info("api_open", url=url)
         yield url
-    finally:
-        await runner.cleanup()
 
 
 class _Edge:
@@ -146,25 +131,3 @@ def _route(request: web.Request) -> str:
 async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
     for name, text in _HEADERS.items():
         response.headers.setdefault(name, text)
-
-
-def _cannot_listen(error: OSError | OverflowError, host: str, port: int) -> NodeMisconfigured:
-    where = f"port {port} on {host}"
-    if isinstance(error, OverflowError):
-        return NodeMisconfigured(f"{port} is not a port.", next_step="Choose one from 0 to 65535 as api.port.")
-    if error.errno == errno.EADDRINUSE:
-        return NodeMisconfigured(
-            f"{where} is in use by another program.",
-            next_step="Stop it, or choose another port as api.port (OCTO_API__PORT); 0 takes any free one.",
-        )
-    if error.errno == errno.EACCES:
-        return NodeMisconfigured(f"{where} is not allowed to us.", next_step="Choose a port above 1023 as api.port.")
-    return NodeMisconfigured(
-        f"cannot listen on {where}: {error.strerror or error}.",
-        next_step="api.host (OCTO_API__HOST) should be an address of this machine.",
-    )
-
-
-def _url(host: str, port: int) -> str:
-    host = _WILDCARDS.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -274,7 +274,7 @@ def node() -> ScriptedNode:
 @pytest.fixture
 async def api(node: ScriptedNode) -> AsyncIterator[str]:
     """The base URL of the real application with the scripted node behind it."""
-    async with open_api(node, port=0) as url:  # type: ignore[arg-type]
+    async with open_api(node, ports=(0,)) as url:  # type: ignore[arg-type]
         yield url
 
 

@@ -50,7 +50,7 @@ async def test_our_own_names_are_taken_with_any_port(http: Any, host: str) -> No
 
 async def test_a_configured_name_is_taken(node: Any, known: Any) -> None:
     async with (
-        open_api(node, port=0, allowed_hosts=["Node.Example"]) as url,
+        open_api(node, ports=(0,), allowed_hosts=["Node.Example"]) as url,
         aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {known.key}"}) as session,
     ):
         for host, status in (("node.example:80", 200), ("NODE.example", 200), ("other.example", 403)):
@@ -136,7 +136,7 @@ async def test_who_knocks_too_often_with_a_wrong_key_is_told_to_wait_but_a_valid
     node: Any, known: Any
 ) -> None:
     async with (
-        open_api(node, port=0, limits=ApiLimits(bad_keys=3, bad_keys_per_s=0)) as url,
+        open_api(node, ports=(0,), limits=ApiLimits(bad_keys=3, bad_keys_per_s=0)) as url,
         aiohttp.ClientSession(url) as session,
     ):
         seen = []
@@ -191,7 +191,7 @@ async def test_a_compressed_bomb_is_refused(http: Any) -> None:
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(node: Any, known: Any) -> None:
-    async with open_api(node, port=0, limits=ApiLimits(body_timeout_s=0.1)) as url:
+    async with open_api(node, ports=(0,), limits=ApiLimits(body_timeout_s=0.1)) as url:
         status, body = await send_raw(
             url,
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {known.key}\r\n"
@@ -204,7 +204,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(node: Any, known: Any
 async def test_more_answers_at_once_than_the_limit_are_told_to_come_again(node: Any, known: Any) -> None:
     node.buyer.steps = ("one", 3600.0)
     async with (
-        open_api(node, port=0, limits=ApiLimits(requests=1)) as url,
+        open_api(node, ports=(0,), limits=ApiLimits(requests=1)) as url,
         aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {known.key}"}) as session,
     ):
         question = {**known.question, "stream": True}
@@ -223,7 +223,7 @@ async def test_more_answers_at_once_than_the_limit_are_told_to_come_again(node: 
 
 async def test_a_reader_that_stops_reading_is_let_go(node: Any, known: Any) -> None:
     node.buyer.steps = ("x" * 1_000_000,) * 64 + (3600.0,)
-    async with open_api(node, port=0, limits=ApiLimits(write_timeout_s=0.2)) as url:
+    async with open_api(node, ports=(0,), limits=ApiLimits(write_timeout_s=0.2)) as url:
         host, _, port = url.removeprefix("http://").rpartition(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         body = json.dumps({**known.question, "stream": True})
@@ -242,7 +242,7 @@ async def test_a_reader_that_stops_reading_is_let_go(node: Any, known: Any) -> N
 async def test_a_port_in_use_is_named_with_what_to_do(node: Any, api: str) -> None:
     port = int(api.rpartition(":")[2])
     with pytest.raises(NodeMisconfigured) as caught:
-        async with open_api(node, port=port):
+        async with open_api(node, ports=(port,)):
             pass
     assert f"port {port} on 127.0.0.1 is in use" in str(caught.value)
     assert "OCTO_API__PORT" in caught.value.next_step
@@ -251,14 +251,14 @@ async def test_a_port_in_use_is_named_with_what_to_do(node: Any, api: str) -> No
 @pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("no.such.host.invalid", 0), ("127.0.0.1", 70000)])
 async def test_an_address_that_is_not_ours_is_named(node: Any, host: str, port: int) -> None:
     with pytest.raises(NodeMisconfigured) as caught:
-        async with open_api(node, host=host, port=port):
+        async with open_api(node, host=host, ports=(port,)):
             pass
     assert host in str(caught.value) or str(port) in str(caught.value)
     assert caught.value.next_step
 
 
 async def test_a_listener_on_every_address_says_one_that_can_be_reached(node: Any) -> None:
-    async with open_api(node, host="0.0.0.0", port=0) as url:
+    async with open_api(node, host="0.0.0.0", ports=(0,)) as url:
         assert url.startswith("http://127.0.0.1:")
         async with aiohttp.ClientSession(url) as session, session.get("/healthz") as response:
             assert response.status == 200
@@ -269,7 +269,7 @@ async def test_a_listener_on_every_address_says_one_that_can_be_reached(node: An
 async def test_closing_the_api_ends_what_is_under_way(node: Any, known: Any) -> None:
     node.buyer.steps = ("one", 3600.0)
     async with asyncio.timeout(10):
-        async with open_api(node, port=0) as url:
+        async with open_api(node, ports=(0,)) as url:
             session = aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {known.key}"})
             await session.post("/v1/chat/completions", json={**known.question, "stream": True})
     assert node.buyer.hung_up.is_set()
