@@ -100,7 +100,7 @@ def test_a_last_character_cut_in_the_middle_holds(kept: int, border: int) -> Non
     assert match("Hello", chunks=chunks).verdict == "broken"
 
 
-@pytest.mark.parametrize("character", ["é", "ࠀ", "€", "\U00010000", "\U0010ffff"])
+@pytest.mark.parametrize("character", ["\x80", "é", "ࠀ", "€", "\U00010000", "\U0010ffff"])
 def test_every_length_of_a_cut_character_is_known(character: str) -> None:
     raw = character.encode()
     for kept in range(1, len(raw)):

@@ -28,6 +28,13 @@ def test_an_answer_of_no_tokens_is_billed_for_its_input_alone(sale: Any) -> None
     VERIFIER.check_receipt(sign_receipt(receipt, sale.receipt_key), sale.expectation(commitment=commitment))
 
 
+def test_an_answer_as_long_as_was_quoted_passes(sale: Any) -> None:
+    commitment = sale.stream(128).close_chunk()
+    receipt = sale.receipt_of(commitment, finish="length", ended_ms=sale.started_ms)
+    assert receipt.amount == sale.signed_quote.read().max_cost()
+    VERIFIER.check_receipt(sign_receipt(receipt, sale.receipt_key), sale.expectation(commitment=commitment))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
