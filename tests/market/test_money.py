@@ -1,11 +1,13 @@
 """Integers of 10^-18 OCTO: no rounding in anyone's disfavour but by less than one unit, no float anywhere."""
 
+import libipld
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.errors import RequestInvalid
-from market.money import AMOUNT_LIMIT, OCTO, TOKENS_PER_PRICE, cost, format_octo, parse_octo
+from market.errors import EncodingInvalid, RequestInvalid
+from market.money import AMOUNT_LIMIT, OCTO, TOKENS_PER_PRICE, Amount, cost, format_octo, parse_octo
+from market.values import decode, encode, from_plain, to_plain, value
 
 amounts = st.integers(0, AMOUNT_LIMIT)
 counts = st.integers(0, 2**31 - 1)
@@ -68,3 +70,28 @@ def test_the_largest_amount_reads_without_rounding() -> None:
 def test_digits_below_the_smallest_unit_are_refused_not_rounded() -> None:
     with pytest.raises(RequestInvalid):
         parse_octo("12345678901234567890.1234567890123456789")
+
+
+@value
+class Purse:
+    amount: Amount
+
+
+def test_an_amount_travels_as_one_solidity_word() -> None:
+    """DAG-CBOR integers end at 64 bits, amounts at 256."""
+    for amount in (0, 1, 2**64, AMOUNT_LIMIT):
+        plain = to_plain(Purse, Purse(amount=amount))
+        assert plain == {"amount": amount.to_bytes(32, "big")}
+        assert decode(Purse, encode(Purse, Purse(amount=amount))) == Purse(amount=amount)
+    assert AMOUNT_LIMIT == 2**256 - 1
+
+
+@pytest.mark.parametrize("raw", [bytes(31), bytes(33), b"", "1", -1, True, 1.0, None, 2**256, [1]])
+def test_what_is_no_solidity_word_is_no_amount(raw: object) -> None:
+    with pytest.raises(EncodingInvalid, match=r"amount.*32 big-endian bytes"):
+        from_plain(Purse, {"amount": raw})
+
+
+def test_an_amount_sent_as_a_number_is_not_canonical() -> None:
+    with pytest.raises(EncodingInvalid, match="canonical"):
+        decode(Purse, bytes(libipld.encode_dag_cbor({"amount": 5})))

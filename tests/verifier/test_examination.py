@@ -254,6 +254,17 @@ def test_what_others_wrote_cannot_write_to_a_terminal(sale: Any) -> None:
         assert finding.detail.isprintable(), finding
 
 
+def test_text_sizes_that_are_not_of_these_tokens_are_broken(sale: Any) -> None:
+    file = file_of(sale)
+    moved = file_of(sale, text_sizes=(file.text_sizes[0] + 1, file.text_sizes[1] - 1, *file.text_sizes[2:]))
+    assert set(broken(examine(moved, token_bytes=sale.token_bytes))) == {"text"}
+
+
+def test_a_task_may_begin_in_the_first_millisecond_of_its_binding(sale: Any) -> None:
+    fresh = sale.bind(not_before_ms=sale.started_ms)
+    assert examine(file_of(sale, binding=fresh, receipt=sale.claim(binding=fresh.cid()))).ok
+
+
 def test_the_times_are_the_bindings(sale: Any) -> None:
     late = sale.bind(not_after_ms=sale.started_ms)
     receipt = sale.claim(binding=late.cid())
