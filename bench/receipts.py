@@ -8,8 +8,6 @@ what the buyer knows. CPU time, not wall time: what one core of a provider or a 
 from __future__ import annotations
 
 import hashlib
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +17,7 @@ import nacl.signing
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 
+from bench.rows import as_dicts, compared
 from market.identity import Binding, PeerId, check_binding, peer_of_public_key, sign_binding
 from market.money import OCTO
 from market.ports import Expectation
@@ -50,21 +49,16 @@ def run() -> list[dict[str, Any]]:
     for _ in range(RUNS):
         mine.append(_per_cpu_second(ours, PAIRS))
         theirs.append(_per_cpu_second(rival, RIVAL_PAIRS))
-    pairs, rival_pairs = statistics.median(mine), statistics.median(theirs)
-    return [
-        {
-            "name": "receipts_signed_and_verified",
-            "unit": "pairs per CPU-second",
-            "ours": round(pairs),
-            "rival": round(rival_pairs),
-            "rival_name": "eth-account, the same EIP-712 struct signed and recovered",
-            "ratio": round(pairs / rival_pairs, 2),
-            "goal": f">= {GOAL_PER_CPU_SECOND}",
-            "met": pairs >= GOAL_PER_CPU_SECOND,
-            "runs": RUNS,
-            "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        }
-    ]
+    beside = compared(
+        "receipts_signed_and_verified",
+        "pairs per CPU-second",
+        mine,
+        theirs,
+        "eth-account, the same EIP-712 struct signed and recovered",
+    )
+    pairs = beside.ours
+    row = replace(beside, goal=f">= {GOAL_PER_CPU_SECOND} pairs per CPU-second", met=pairs >= GOAL_PER_CPU_SECOND)
+    return as_dicts([row])
 
 
 def _per_cpu_second(pair: Callable[[], None], count: int) -> float:
@@ -150,8 +144,3 @@ def _sale(signer: Secp256k1Signer) -> tuple[Receipt, Expectation]:
 
 def _digest(tag: str) -> bytes:
     return hashlib.sha256(tag.encode()).digest()
-
-
-if __name__ == "__main__":
-    for row in run():
-        print(row)

