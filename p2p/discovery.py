@@ -1,7 +1,8 @@
 """How offers travel, trio side: gossip for everyone, and a direct exchange for a peer that is new here.
 
 Gossip alone is not enough: a peer that has just connected is in nobody's mesh yet, and libp2p drops bursts
-silently. So whoever dialled asks `/octo/offers/1.0.0` at once: my offers for yours, one frame each way.
+silently. So whoever dialled asks `/octo/offers/1.0.0` at once, and again when gossip has had time to form:
+my offers for yours, one frame each way. A neighbour's own offer that came this way is passed on by gossip.
 What an offer says is judged by `p2p.offerbook` and `market.offer`; nothing is decided here.
 """
 
@@ -37,6 +38,7 @@ _OFFERS_PER_EXCHANGE = 512
 _EXCHANGE_BYTES = FRAME_LIMIT_BYTES - 4096
 _GOSSIP_LIMIT_BYTES = 20 * 1024
 _READ_BYTES = 64 * 1024
+_SECOND_EXCHANGE_S = 3.0
 
 _log = structlog.get_logger()
 
@@ -111,6 +113,13 @@ class Discovery:
             if peer not in self._told:
                 self._nursery.start_soon(self.exchange, peer)
 
+    async def greet(self, peer: PeerId) -> None:
+        """A peer that we dialled is new here: exchange now, and once more for what fell between two stools."""
+        await self.exchange(peer)
+        await trio.sleep(_SECOND_EXCHANGE_S)
+        if self._host.is_connected(peer):
+            await self.exchange(peer)
+
     async def exchange(self, peer: PeerId) -> None:
         """Tell a connected peer the offers we know and learn its. Failing is no harm: gossip follows."""
         try:
@@ -121,7 +130,7 @@ class Discovery:
         try:
             with trio.move_on_after(self._limits.frame_timeout_s):
                 await self._tell(peer, stream)
-                self._take_list(await _read_list(stream), peer)
+                await self._take_list(await _read_list(stream), peer)
         except Exception as error:  # noqa: BLE001 - a broken stream, or bytes that are no list
             _log.debug("p2p.offers_not_exchanged", peer=peer, error=type(error).__name__)
         finally:
@@ -137,7 +146,7 @@ class Discovery:
         with trio.move_on_after(self._limits.frame_timeout_s):
             theirs = await _read_list(stream)
             await self._tell(peer, stream)
-            self._take_list(theirs, peer)
+            await self._take_list(theirs, peer)
             await stream.read(1)  # the dialer resets once it has read: a reset of ours would overtake the frame
 
     async def _tell(self, peer: PeerId, stream: INetStream) -> None:
@@ -154,9 +163,11 @@ class Discovery:
         if own is not None:
             self._told.add(peer)
 
-    def _take_list(self, offers: OfferList, teller: PeerId) -> None:
+    async def _take_list(self, offers: OfferList, teller: PeerId) -> None:
         for signed in offers.offers:
-            self._take(signed, teller)
+            if self._take(signed, teller) is Verdict.NEW and decode(Offer, signed.body).peer == teller:
+                # Its own gossip may have reached nobody yet. The id is the content's: said twice is said once.
+                await self._pubsub.publish(OFFERS_TOPIC, encode(SignedOffer, signed))
 
     def _take(self, signed: SignedOffer, teller: PeerId) -> Verdict:
         verdict = self._book.take(signed, via=teller, now_ms=self._clock.now_ms())

@@ -93,7 +93,7 @@ class Mesh:
         )
         self._dialer = Dialer(host, config.addresses, config.limits, config.address_book)
         self._streams = AgentStreams(bridge, host, nursery, config.limits, accept)
-        self._liveness = Liveness(host, config.limits, measured=self._measured, gone=self._frozen)
+        self._liveness = Liveness(host, nursery, config.limits, measured=self._measured, gone=self._frozen)
         host.on_connected, host.on_disconnected = self._connected, self._disconnected
 
     # ---- called from asyncio, through the bridge --------------------------------------------------
@@ -142,7 +142,7 @@ class Mesh:
         self._note_change()
         self._start(self._liveness.watch, peer)
         if is_outbound:
-            self._start(self._discovery.exchange, peer)
+            self._start(self._discovery.greet, peer)
         _log.info("p2p.peer_connected", peer=peer, ip=ip, outbound=is_outbound)
 
     def _disconnected(self, peer: PeerId) -> None:

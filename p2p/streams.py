@@ -53,12 +53,12 @@ class Link:
         self.outbox: ToTrio[bytes] = ToTrio(bridge, limit=limits.outbox_bytes)
         self.inbox: ToAsyncio[Received | LinkEnded] = ToAsyncio(bridge, limit=limits.link_unread_bytes)
         self._limits = limits
-        self._end: LinkEnded | None = None
+        self._is_over = False
         self._scope = trio.CancelScope()
 
     def cut(self, reason: str) -> None:
         """trio: end the link now; `inbox` says so at once, before any socket is closed."""
-        self._end = self._end or LinkEnded(fault="gone", reason=reason)
+        self._finish(LinkEnded(fault="gone", reason=reason))
         self._scope.cancel()
 
     async def run(self, host: Host, stream: INetStream) -> None:
@@ -70,8 +70,7 @@ class Link:
                     await self._read(stream)
                     nursery.cancel_scope.cancel()
         finally:
-            self.outbox.close()
-            self.inbox.put_last(self._end or LinkEnded(fault="gone", reason="the connection closed"))
+            self._finish(LinkEnded(fault="gone", reason="the connection closed"))
             await quietly_reset(stream)
 
     async def _read(self, stream: INetStream) -> None:
@@ -120,8 +119,15 @@ class Link:
                 return
         self._scope.cancel()
 
+    def _finish(self, end: LinkEnded) -> None:
+        """The first reason counts, and counts at once: a writer may still be stuck in a full socket."""
+        if not self._is_over:
+            self._is_over = True
+            self.outbox.close()
+            self.inbox.put_last(end)
+
     def _blame(self, reason: str) -> None:
-        self._end = self._end or LinkEnded(fault="protocol", reason=reason)
+        self._finish(LinkEnded(fault="protocol", reason=reason))
         _log.info("p2p.peer_broke_protocol", peer=self.peer, reason=reason)
 
 

@@ -69,7 +69,7 @@ class Switchboard:
         for item in items:
             if isinstance(item, LinkEnded):
                 self.end(item)
-            else:
+            elif self.is_alive:
                 self._route(item)
 
     def _route(self, received: Received) -> None:

@@ -149,9 +149,9 @@ def join(make_key: Callable[[str], PeerKey], limits: NetworkLimits) -> Joiner:
 
 @pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
-    """`await until(lambda: …)`: returns once it is true, fails after 20 s."""
+    """`await until(lambda: …)`: returns once it is true, fails after 30 s."""
 
-    async def wait(holds: Callable[[], object], timeout_s: float = 20) -> None:
+    async def wait(holds: Callable[[], object], timeout_s: float = 30) -> None:
         async with asyncio.timeout(timeout_s):
             while not holds():
                 await asyncio.sleep(0.02)

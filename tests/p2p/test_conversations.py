@@ -46,8 +46,11 @@ async def test_a_conversation_goes_both_ways(join: Join, new_task: NewTask) -> N
         assert first.sent_ms > 0
 
 
-async def test_either_side_may_open_tasks_on_its_own_stream(join: Join, bob: OctoNetwork, new_task: NewTask) -> None:
+async def test_either_side_may_open_tasks_on_its_own_stream(
+    join: Join, bob: OctoNetwork, new_task: NewTask, until: Until
+) -> None:
     async with join("anna", to=bob) as anna:
+        await until(bob.peers)  # the dialer is done first
         forth = await anna.open_conversation(bob.peer, new_task())
         back = await bob.open_conversation(anna.peer, new_task())
         for conversation in (forth, back):

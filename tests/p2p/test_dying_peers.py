@@ -53,7 +53,7 @@ async def test_a_killed_peer_is_gone_quickly_and_back_on_the_same_address(
         await asyncio.sleep(0.05)
         peer.signal(signal.SIGKILL)
         with pytest.raises(PeerGone):
-            await asyncio.wait_for(waiting, 3)
+            await asyncio.wait_for(waiting, 10)
         with pytest.raises(PeerGone):
             await conversation.send(Queued(position=2))
         await until(lambda: anna.peers() == ())
@@ -76,7 +76,7 @@ async def test_a_frozen_peer_is_gone_within_the_ping_limits_and_back_when_it_tha
         peer.signal(signal.SIGSTOP)
         # 0.3 s between pings, two misses of 0.5 s: 1.3 s, and the rest for a busy machine
         with pytest.raises(PeerGone, match="stopped answering"):
-            await asyncio.wait_for(waiting, 8)
+            await asyncio.wait_for(waiting, 15)
         await until(lambda: anna.peers() == ())
         peer.signal(signal.SIGCONT)
         await until(lambda: [seen.peer for seen in anna.peers()] == [peer.peer])
@@ -100,5 +100,5 @@ async def test_who_floods_a_frozen_peer_waits_and_is_then_told(
                 sent += 1
 
         with pytest.raises(PeerGone):
-            await asyncio.wait_for(flood(), 10)
+            await asyncio.wait_for(flood(), 20)
         assert sent < 200_000

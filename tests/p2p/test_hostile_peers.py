@@ -159,9 +159,12 @@ async def test_a_second_stream_of_a_peer_replaces_the_first(join: Join, make_key
         second.cancel()
 
 
-async def test_a_peer_that_answers_garbage_broke_the_protocol(join: Join, make_key: MakeKey, new_task: NewTask) -> None:
+async def test_a_peer_that_answers_garbage_broke_the_protocol(
+    join: Join, make_key: MakeKey, new_task: NewTask, until: Until
+) -> None:
     async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
         await stranger.dial(bob.addresses()[0])
+        await until(bob.peers)  # the dialer is done first
         conversation = await bob.open_conversation(stranger.peer, new_task())  # type: ignore[arg-type]
         await conversation.send(Queued(position=1))
         with pytest.raises(PeerBrokeProtocol):
@@ -171,7 +174,7 @@ async def test_a_peer_that_answers_garbage_broke_the_protocol(join: Join, make_k
 
 
 async def test_gossip_that_libp2p_chokes_on_does_not_end_the_host(
-    join: Join, make_key: MakeKey, new_task: NewTask
+    join: Join, make_key: MakeKey, new_task: NewTask, until: Until
 ) -> None:
     def rpc(**fields: object) -> bytes:
         message = rpc_pb2.Message(**{"topicIDs": [OFFERS_TOPIC], "data": os.urandom(20), **fields})
