@@ -15,23 +15,25 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
+from market.errors import EncodingInvalid
+from market.money import cost
 from market.quote import Quote
 from market.receipt import Receipt
+from market.task import ChatMessage
 from node.cli.examination import findings_table, summary
 from node.cli.exits import BROKEN, FAILED, OK
 from node.cli.remote import Remote
 from node.cli.show import bare, facts, octo, print_json, printable, screen, size, table
+from node.cli.streaming import Wrapped
+from node.cli.tokenizing import tokenizer_in
 from node.crew import Member
 from node.devnet import Devnet
 from verifier.examination import Examination, examine
 from verifier.receipt_file import ReceiptFile, parse
 
-PROMPTS = (
-    "In one sentence: what is the sea?",
-    "Name three animals that live there.",
-    "Now write a rhyme of two lines about one of them.",
-)
+PROMPTS = ("What is the capital of Japan?", "What can I see there?", "What can I eat there?")
 _MAX_TOKENS = 96
+_SAMPLING = {"temperature": 0.2, "seed": 1}
 _SETTLE_S = 5.0
 
 
@@ -58,6 +60,8 @@ class Demo:
         self._out = Console(quiet=True) if as_json else screen()
         self._out.width = min(self._out.width, 100)
         self._gateway = devnet.client.remote()
+        self._network = str(self._gateway.get("/api/v1/status")["network"])
+        self._offered: dict[str, dict[str, Any]] = {}
         self._names = {member.peer_id: member.name for member in (*devnet.providers, devnet.client)}
         self._broken: list[str] = []
 
@@ -77,7 +81,7 @@ class Demo:
             for fault in self._broken:
                 self._out.print(Text(f"✗ {fault}", style="bold red"))
             return BROKEN if any(not turn.examination.ok for turn in turns) else FAILED
-        self._out.print(Text("✓ It all adds up. All processes end now; nothing is left behind.", style="bold green"))
+        self._out.print(Text("✓ Every receipt holds, and the money adds up.", style="bold green"))
         return OK
 
     # ---- the market ----
@@ -88,8 +92,11 @@ class Demo:
         self._out.print()
 
     def _show_market(self) -> None:
-        self._chapter(1, "Three processes on this machine")
-        rows = [(m.name, m.peer_id, m.pid, self._origin(m)) for m in (*self._devnet.providers, self._devnet.client)]
+        self._chapter(1, f"A market of {len(self._names)} processes")
+        rows = [
+            (m.name, f"…{m.peer_id[-8:]}", m.pid, self._origin(m))
+            for m in (*self._devnet.providers, self._devnet.client)
+        ]
         self._out.print(table("NODE", "PEER", "PID", "MODEL", rows=rows, right=("PID",)))
 
     def _origin(self, member: Member) -> str:
@@ -103,15 +110,16 @@ class Demo:
 
     def _show_offers(self) -> None:
         self._chapter(2, "What the gateway hears on the mesh")
-        rows = []
+        rows: list[tuple[object, ...]] = []
         for offer in self._gateway.get("/api/v1/offers")["offers"]:
+            self._offered[offer["peer"]] = next(m for m in offer["models"] if m["model"] == self._devnet.model)
             rows += [
                 (self._who(offer["peer"]), model["name"], bare(model["price_in"]), bare(model["price_out"]),
                  model["context"], model["tokens_per_s"], offer["slots"])
                 for model in offer["models"]
             ]  # fmt: skip
         columns = ("PROVIDER", "MODEL", "IN", "OUT", "CONTEXT", "TOK/S", "SLOTS")
-        self._out.print(table(*columns, rows=sorted(rows), right=("IN", "OUT", "CONTEXT", "TOK/S", "SLOTS")))
+        self._out.print(table(*columns, rows=sorted(rows, key=str), right=("IN", "OUT", "CONTEXT", "TOK/S", "SLOTS")))
         self._out.print(Text("Prices are OCTO per million tokens. Each offer is signed, and expires.", style="dim"))
 
     # ---- the conversation ----
@@ -121,80 +129,121 @@ class Demo:
         turns: list[Turn] = []
         messages: list[dict[str, str]] = []
         buying = Remote(self._devnet.client.url, self._devnet.api_key)
-        for number, prompt in enumerate(PROMPTS, start=1):
+        for prompt in PROMPTS:
             messages.append({"role": "user", "content": prompt})
             self._out.print(Text.assemble(("You      ", "bold cyan"), prompt))
-            text, said = self._ask(buying, messages, seed=number)
+            text, said = self._ask(buying, messages)
+            turn = self._turn(buying, messages, text, said)
             messages.append({"role": "assistant", "content": text})
-            turn = self._turn(buying, prompt, text, said)
             turns.append(turn)
             self._show_deal(turn)
         return turns
 
-    def _ask(self, buying: Remote, messages: list[dict[str, str]], *, seed: int) -> tuple[str, dict[str, Any]]:
+    def _ask(self, buying: Remote, messages: list[dict[str, str]]) -> tuple[str, dict[str, Any]]:
         request = {
-            "model": self._devnet.model, "messages": messages, "max_tokens": _MAX_TOKENS, "temperature": 0.2,
-            "seed": seed, "stream": True, "stream_options": {"include_usage": True},
+            "model": self._devnet.model, "messages": messages, "max_tokens": _MAX_TOKENS, **_SAMPLING,
+            "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
         text = ""
         said: dict[str, Any] = {}
-        writer = _Writer(self._out)
+        self._out.print(Text("Model    ", style="bold magenta"), end="")
+        writer = Wrapped(self._out, indent=9)
         for event in buying.stream("/v1/chat/completions", request):
             for choice in event["choices"]:
                 piece = choice["delta"].get("content") or ""
-                writer.write(printable(piece))
+                writer.write(piece)
                 text += piece
             said = event.get("octo") or said
         writer.end()
         return text, said
 
-    def _turn(self, buying: Remote, prompt: str, answer: str, said: dict[str, Any]) -> Turn:
+    def _turn(self, buying: Remote, messages: list[dict[str, str]], answer: str, said: dict[str, Any]) -> Turn:
         data = buying.get_bytes(f"/api/v1/receipts/{said['receipt']}")
         file = parse(data)
         receipt, quote = file.receipt.read(), file.quote.read()
+        tokenizer = tokenizer_in(self._devnet.client.data_dir, receipt.model)  # pulled by the gateway, by CID
         examination = examine(
-            file, provider=said["provider"], client=self._devnet.client.peer_id, network=receipt.network, answer=answer
+            file,
+            provider=said["provider"],
+            client=self._devnet.client.peer_id,
+            network=self._network,
+            answer=answer,
+            prompt_ids=tokenizer.render([ChatMessage(**message) for message in messages]),
+            token_bytes=tokenizer.token_bytes,
         )
         self._expect(file.receipt.cid() == said["receipt"], "the downloaded receipt is not the one that was named")
         self._expect(receipt.amount == said["amount"], "the API names another price than the receipt")
         self._expect(examination.ok, f"receipt {said['receipt']} does not hold")
-        return Turn(prompt=prompt, answer=answer, octo=said, file=file, data=data, receipt=receipt, quote=quote,
-                    examination=examination)  # fmt: skip
+        return Turn(
+            prompt=messages[-1]["content"],
+            answer=answer,
+            octo=said,
+            file=file,
+            data=data,
+            receipt=receipt,
+            quote=quote,
+            examination=examination,
+        )
 
     def _show_deal(self, turn: Turn) -> None:
         quote, receipt, said = turn.quote, turn.receipt, turn.octo
-        who = self._who(said["provider"])
-        ticks = max(1, -(-receipt.tokens_out // quote.tick_tokens))
+        who, steps = self._who(said["provider"]), receipt.seq + 1
+        channel = next(c for c in self._gateway.get("/api/v1/wallet")["channels"] if c["id"] == receipt.channel.hex())
         rows: list[tuple[str, object]] = [
             ("cfp", f"to {who}: {quote.tokens_in} tokens in, at most {quote.max_tokens} out"),
-            ("propose", f"{bare(quote.price_in)} in, {octo(quote.price_out)} out per million; "
-                        f"at most {octo(quote.max_cost())}, signed"),
+            ("propose", f"{bare(quote.price_in)} in, {octo(quote.price_out)} out per million;"
+                        f" at most {octo(quote.max_cost())}, signed"),
             ("accept", f"with a voucher of {octo(quote.cost_in())} for the input"),
-            ("served", f"{receipt.tokens_out} tokens in {ticks} tick{'s' if ticks > 1 else ''}, a receipt and a voucher"
-                       f" each; first after {said['first_token_ms']} ms, all after {said['total_ms']} ms"),
+            ("served", f"{receipt.tokens_out} tokens, {steps} receipt{'s' if steps > 1 else ''};"
+                       f" the first after {said['first_token_ms']} ms, all after {said['total_ms']} ms"),
             ("price", f"{octo(receipt.amount)} for {receipt.tokens_in} in and {receipt.tokens_out} out"),
+            ("voucher", f"the channel's newest says {octo(channel['paid'])} in total, for {channel['leaves']} steps"),
             ("why", self._named(said["because"])),
         ]  # fmt: skip
-        rows += [("not", f"{self._who(peer)}: {self._named(why)}") for peer, why in said["not_chosen"].items()]
+        rows += [("not", f"{self._who(peer)}: {self._why_not(peer, why, quote)}")
+                 for peer, why in said["not_chosen"].items()]  # fmt: skip
         rows += [("failed", f"{self._who(peer)}: {self._named(why)}") for peer, why in said["failed"].items()]
         rows.append(("receipt", Text(said["receipt"], style="cyan")))
         self._out.print(Panel(facts(rows), border_style="dim", expand=False))
         self._out.print()
+
+    def _why_not(self, peer: str, why: str, quote: Quote) -> str:
+        """The reason, and what it would have cost there."""
+        offered = self._offered.get(peer)
+        if offered is None:
+            return self._named(why)
+        most = cost(tokens=quote.tokens_in, price_per_million=offered["price_in"]) + cost(
+            tokens=quote.max_tokens, price_per_million=offered["price_out"]
+        )
+        return f"{self._named(why)}, at most {octo(most)}"
 
     # ---- the receipts ----
 
     def _check_receipts(self, turns: list[Turn]) -> None:
         self._chapter(4, "The receipts, checked offline from their files")
         first = turns[0]
-        self._out.print(findings_table(first.examination))
+        self._out.print(findings_table(first.examination, one_line=True))
         self._out.print()
         for number, turn in enumerate(turns, start=1):
-            self._out.print(Text.assemble(f"Receipt {number}  ", summary(turn.examination)))
-        bad = examine(first.file, answer=flipped(first.answer))
-        self._expect(not bad.ok, "an answer with one changed letter still passed")
-        wrong = next((f for f in bad.findings if f.verdict == "broken"), None)
-        told = f"found: {wrong.what}, {printable(wrong.detail)}" if wrong else "NOT FOUND"
-        self._out.print(Text(f"One letter of answer 1 changed, {told}", style="dim"))
+            self._out.print(Text.assemble((f"Receipt {number}  ", "bold"), summary(turn.examination)))
+        self._out.print()
+        self._tamper(first)
+
+    def _tamper(self, turn: Turn) -> None:
+        """Checks that cannot fail prove nothing: change one letter, and one bit, and see them fail."""
+        bad = examine(turn.file, answer=flipped(turn.answer))
+        wrong = next((finding.detail for finding in bad.findings if finding.verdict == "broken"), None)
+        self._expect(wrong is not None, "an answer with one changed letter still passed")
+        self._out.print(Text(f"One letter of the answer changed: {printable(wrong or 'NOT FOUND')}", style="dim"))
+        flip = bytearray(turn.data)
+        flip[turn.data.index(turn.file.receipt.signature) + 7] ^= 1
+        try:
+            broken = [f.detail for f in examine(parse(bytes(flip))).findings if f.verdict == "broken"]
+            caught = broken[0] if broken else None
+        except EncodingInvalid as error:
+            caught = error.message
+        self._expect(caught is not None, "a receipt file with one flipped bit still passed")
+        self._out.print(Text(f"One bit of the signature flipped: {printable(caught or 'NOT FOUND')}", style="dim"))
 
     # ---- the money ----
 
@@ -256,7 +305,8 @@ class Demo:
     def _named(self, text: str) -> str:
         """Peers in a sentence by the names of this devnet."""
         for peer, name in self._names.items():
-            text = text.replace(peer, name).replace(peer[-8:], name)
+            for word in (peer, f"…{peer[-8:]}", peer[-8:]):
+                text = text.replace(word, name)
         return text
 
     def _facts(self, turns: list[Turn], before: Any, after: Any) -> dict[str, Any]:
@@ -267,49 +317,6 @@ class Demo:
             "turns": [{"prompt": t.prompt, "answer": t.answer, "ok": t.examination.ok, **t.octo} for t in turns],
             "balances": {"before": before, "after": after},
         }
-
-
-class _Writer:
-    """Streamed words, wrapped as they come, under a hanging indent."""
-
-    def __init__(self, out: Console) -> None:
-        self._out = out
-        self._room = out.width - 9
-        self._column = 0
-        self._word = ""
-        out.print(Text("Model    ", style="bold magenta"), end="")
-
-    def write(self, text: str) -> None:
-        for character in text:
-            if character in " \n":
-                self._flush()
-                self._space(character)
-            else:
-                self._word += character
-        self._out.file.flush()
-
-    def end(self) -> None:
-        self._flush()
-        self._out.print()
-
-    def _space(self, character: str) -> None:
-        if character == "\n":
-            self._break()
-        elif 0 < self._column < self._room:
-            self._out.print(" ", end="", soft_wrap=True)
-            self._column += 1
-
-    def _flush(self) -> None:
-        if self._column and self._column + len(self._word) > self._room:
-            self._break()
-        self._out.print(Text(self._word), end="", soft_wrap=True)
-        self._column += len(self._word)
-        self._word = ""
-
-    def _break(self) -> None:
-        self._out.print()
-        self._out.print(" " * 9, end="", soft_wrap=True)
-        self._column = 0
 
 
 def pulled_blocks(member: Member) -> tuple[int, int] | None:

@@ -72,13 +72,14 @@ async def open_devnet(plan: Plan, *, tell: Tell) -> AsyncIterator[Devnet]:
         crew = await stack.enter_async_context(
             open_crew(root, temporary=temporary, start_timeout_s=plan.start_timeout_s)
         )
-        tell(f"Starting provider 1 with the model {plan.model}")
+        tell("Starting provider 1 with the default model" if plan.model == "default" else "Starting provider 1")
         first = await crew.start("provider-1", model=plan.model, prices=plan.prices[0], workers=plan.workers)
         if first.model is None:
             raise MemberFailed("provider 1 serves no model.", next_step=f"Its log says why: {first.log}")
         rest = plan.prices[1:]
         if rest:
-            tell(f"Starting {len(rest)} more, pulling {first.model} from provider 1, and the gateway")
+            more = "provider 2" if len(rest) == 1 else f"providers 2 to {len(rest) + 1}"
+            tell(f"Starting the gateway and {more}: pulling {first.model[:16]}… from provider 1, by its CID")
         key = _api_key(root / "client")
         join = first.multiaddrs[:1]
         try:

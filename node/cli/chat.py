@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--model", default="default", show_default=True, help="A model's name or manifest CID.")
 @click.option("--system", help="A system message.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 always takes the likeliest token.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="The longest answer.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.6, show_default=True,
+              help="0 always takes the likeliest token.")  # fmt: skip
 @click.option("--seed", type=int, help="The same seed draws the same answer.")
 @click.option("--privacy", type=click.Choice(["public", "shared", "confidential", "private"]), help="Who may see it.")
 @data_dir_option
@@ -31,8 +32,8 @@ def chat(
     prompt: str | None,
     model: str,
     system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
+    max_tokens: int,
+    temperature: float,
     seed: int | None,
     privacy: str | None,
     data_dir: Path | None,
@@ -61,6 +62,8 @@ def chat(
 
 
 def _talk(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str]]) -> None:
+    import readline  # noqa: F401 - arrow keys and history at the prompt
+
     click.echo(click.style("An empty line or Ctrl-D ends the conversation.", dim=True), err=True)
     while True:
         try:
@@ -81,8 +84,11 @@ def _talk(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str
 
 
 def _turn(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str]], *, as_json: bool) -> str:
-    from node.cli.show import octo, print_json, printable
+    from node.cli.show import octo, print_json, printable, screen
+    from node.cli.streaming import Wrapped
 
+    out = screen()
+    wrapped = Wrapped(out) if out.is_terminal else None
     text, finish = "", ""
     facts: dict[str, Any] = {}
     body = {**request, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
@@ -91,13 +97,18 @@ def _turn(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str
             piece = choice.get("delta", {}).get("content") or ""
             text += piece
             finish = choice.get("finish_reason") or finish
-            if not as_json:
+            if wrapped is not None and not as_json:
+                wrapped.write(piece)
+            elif not as_json:
                 click.echo(printable(piece), nl=False)
         facts = event.get("octo") or facts
     if as_json:
         print_json({"answer": text, "finish": finish, **facts})
         return text
-    click.echo()
+    if wrapped is not None:
+        wrapped.end()
+    else:
+        click.echo()
     tokens = f"{facts['tokens_in']} tokens in, {facts['tokens_out']} out"
     click.echo(
         click.style(f"{facts['provider'][-8:]} · {tokens} · {octo(facts['amount'])} · {facts['because']}", dim=True),

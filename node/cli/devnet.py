@@ -67,7 +67,7 @@ def demo(as_json: bool) -> None:
     from node.devnet import Plan
 
     async def story(made: Devnet, _signals: Signals) -> int:
-        return await asyncio.to_thread(Demo(made, as_json=as_json).run)
+        return await asyncio.to_thread(lambda: Demo(made, as_json=as_json).run())
 
     plan = Plan(prices=_DEMO_PRICES)
     click.get_current_context().exit(asyncio.run(_run(plan, story)))
@@ -76,12 +76,42 @@ def demo(as_json: bool) -> None:
 async def _run(plan: Plan, story: Callable[[Devnet, Signals], Awaitable[int]]) -> int:
     from node.devnet import open_devnet
 
-    with Signals() as signals:
+    with Signals() as signals, _Teller() as teller:
         try:
-            async with open_devnet(plan, tell=_tell) as made:
-                return await story(made, signals)
+            async with open_devnet(plan, tell=teller.tell) as made:
+                teller.started()
+                code = await story(made, signals)
+                teller.tell("Ending all processes")
+                return code
         except asyncio.CancelledError:
             return INTERRUPTED
+
+
+class _Teller:
+    """What goes on, on stderr: a line that moves while a terminal waits for the start, else plain lines."""
+
+    def __enter__(self) -> _Teller:
+        from node.cli.show import screen
+
+        console = screen(stderr=True)
+        self._status = console.status("") if console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.started()
+
+    def started(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def tell(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(line)
+        else:
+            click.echo(click.style(line, dim=True), err=True)
 
 
 async def _stay(made: Devnet, signals: Signals, ready_file: Path | None, *, as_json: bool) -> int:
@@ -89,7 +119,6 @@ async def _stay(made: Devnet, signals: Signals, ready_file: Path | None, *, as_j
     with _ready_note(ready_file, made):
         _show(made, ready_file, as_json=as_json)
         await signals.wait()
-        _tell("Ending all nodes")
     return OK
 
 
@@ -127,10 +156,6 @@ def _show(made: Devnet, ready_file: Path | None, *, as_json: bool) -> None:
     out.print()
     out.print(Text(f"Talk to it: octo-node chat --data-dir {made.client.data_dir}", style="green"), soft_wrap=True)
     out.print(Text("Ctrl-C ends every process.", style="dim"))
-
-
-def _tell(line: str) -> None:
-    click.echo(click.style(line, dim=True), err=True)
 
 
 def _prices(text: str | None, providers: int) -> tuple[tuple[str, str], ...]:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 _MARKS = {"holds": ("✓ holds", "green"), "broken": ("✗ broken", "bold red"), "unknown": ("? unknown", "yellow")}
 
 
-def findings_table(examination: Examination) -> Table:
+def findings_table(examination: Examination, *, one_line: bool = False) -> Table:
+    """`one_line` cuts what does not fit."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    made.add_column(no_wrap=True)
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
+    made.add_column(no_wrap=True, min_width=max(len(mark) for mark, _ in _MARKS.values()))
+    made.add_column(no_wrap=True, min_width=max(len(finding.what) for finding in examination.findings))
+    made.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
     for finding in _sorted(examination):
         made.add_row(Text(*_MARKS[finding.verdict]), Text(finding.what, style="bold"), printable(finding.detail))
     return made

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 from rich.console import Console
@@ -15,15 +16,31 @@ from rich.text import Text
 
 from market.money import format_octo
 
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_TRAILING = re.compile(r"[ \t]+(?=\n)")
 _WIDEST = 110
 _PIPE_WIDTH = 200  # nobody reads a pipe's line ends: nothing is cut there
 
 
 def screen(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    file = None if stream.isatty() else cast(TextIO, _Trimmed(stream))
+    console = Console(file=file, stderr=stderr, highlight=False, emoji=False, markup=False)
     console.width = min(console.width, _WIDEST) if stream.isatty() else _PIPE_WIDTH
     return console
+
+
+class _Trimmed:
+    """A pipe, without the blanks that fill up a table's last column."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_TRAILING.sub("", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def print_json(facts: Any) -> None:
@@ -51,8 +68,8 @@ def facts(rows: Iterable[tuple[str, object]]) -> Table:
 
 
 def printable(fact: object) -> str:
-    """Text of strangers (a peer's reason, a model's name) without what would steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(fact))
+    """Text of strangers (a peer's reason, a model's answer) without what would steer the terminal."""
+    return "".join("\ufffd" if _STEERS.match(c) else c for c in str(fact))
 
 
 def octo(amount: int | str) -> str:

@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,9 @@ async def _serve(settings: Settings, ready_file: Path | None, *, as_json: bool) 
     with Signals() as signals, welcome.logs():
         try:
             with welcome.starting() as progress:
-                context = open_node(settings, progress=progress, ask_password=welcome.ask_password())
+                context = open_node(
+                    settings, prepared=prepared_models(), progress=progress, ask_password=welcome.ask_password()
+                )
                 node = await context.__aenter__()
         except asyncio.CancelledError:
             return INTERRUPTED
@@ -114,6 +116,11 @@ async def _serve(settings: Settings, ready_file: Path | None, *, as_json: bool) 
         finally:
             await context.__aexit__(None, None, None)
     return code
+
+
+def prepared_models() -> Sequence[Path]:
+    """What `make model` left in the checkout: it saves the default model's download."""
+    return sorted((Path(__file__).resolve().parents[2] / ".cache" / "models").glob("*.gguf"))
 
 
 @contextmanager
