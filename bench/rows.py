@@ -10,7 +10,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One figure. `ratio` is ours / rival; `goal` says in words what it must reach, `met` whether it did
-    (None: no goal).
-
-    `runs` is how many paired runs the medians are taken over.
+    """One figure: `ours` and `rival` are medians, `ratio` the median of the pairs' ours / rival; `goal` says in
+    words what it must reach, `met` whether it did (None: no goal). `runs` are the raw numbers, a pair
+    [ours, rival] a run.
     """
 
     name: str
@@ -37,8 +36,12 @@ class Row:
     ratio: float | None
     goal: str
     met: bool | None
-    runs: int
+    runs: list[list[float]]
     machine: str
+
+    def against(self, goal: str, *, met: bool) -> Row:
+        """The same figure with a goal that is not a bound on its ratio."""
+        return replace(self, goal=goal, met=met)
 
 
 def compared(
@@ -68,7 +71,7 @@ def compared(
         ratio=round(ratio, 3),
         goal=goal,
         met=met,
-        runs=len(ours),
+        runs=[[round(mine, 3), round(theirs, 3)] for mine, theirs in zip(ours, rival, strict=True)],
         machine=machine(),
     )
 
@@ -92,7 +95,7 @@ def measured(
         ratio=None,
         goal=goal,
         met=met,
-        runs=len(ours),
+        runs=[[round(mine, 3)] for mine in ours],
         machine=machine(),
     )
 
@@ -131,5 +134,7 @@ def print_table(rows: Iterable[Row], *, console: Console | None = None) -> None:
         rival = "" if row.rival is None else f"{row.rival:g}"
         met = "" if row.met is None else "[green]yes[/]" if row.met else "[red]no[/]"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(row.name, row.unit, f"{row.ours:g}", rival, ratio, row.goal, met, str(row.runs), row.rival_name)
+        table.add_row(
+            row.name, row.unit, f"{row.ours:g}", rival, ratio, row.goal, met, str(len(row.runs)), row.rival_name
+        )
     console.print(table)

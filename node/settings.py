@@ -82,10 +82,9 @@ class Content(_Section):
 
 
 class Mesh(_Section):
-    """Where libp2p listens. mDNS finds peers on the local network."""
+    """Where libp2p listens."""
 
     listen: Multiaddrs = (_DEFAULT_LISTEN,)
-    mdns: bool = True
 
 
 class EngineSettings(_Section):

@@ -56,10 +56,15 @@ class OpenAi:
         self._now_s = now_s
 
     def routes(self) -> list[web.RouteDef]:
+        """Under /v1 and without it: people give SDKs either as the base URL."""
         return [
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{id:.+}", self.model),
-            web.post("/v1/chat/completions", self.chat),
+            route
+            for base in ("/v1", "")
+            for route in (
+                web.get(f"{base}/models", self.models),
+                web.get(f"{base}/models/{{id:.+}}", self.model),
+                web.post(f"{base}/chat/completions", self.chat),
+            )
         ]
 
     async def models(self, _request: web.Request) -> web.Response:

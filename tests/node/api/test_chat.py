@@ -66,6 +66,13 @@ async def test_the_plain_client_without_asyncio_works_too(api: str, known: Any) 
     assert await asyncio.to_thread(ask) == "Hello!"
 
 
+async def test_a_base_url_without_v1_works_too(api: str, known: Any) -> None:
+    async with AsyncOpenAI(base_url=api, api_key=known.key, max_retries=0) as client:
+        answer = await client.chat.completions.create(model="small", messages=HELLO)
+        assert answer.choices[0].message.content == "Hello!"
+        assert [model.id async for model in client.models.list()] != []
+
+
 async def test_each_delta_leaves_at_once(client: AsyncOpenAI, node: Any) -> None:
     node.buyer.steps = ("one", 3600.0, "never")
     stream = await client.chat.completions.create(model="small", messages=HELLO, stream=True)
