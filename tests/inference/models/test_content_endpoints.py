@@ -70,5 +70,7 @@ def test_only_peers_from_inside_may_point_inside(target: str, origin: str | None
 
 def test_a_mapped_ipv6_form_gets_around_nothing() -> None:
     assert not may_dial("/ip6/::ffff:127.0.0.1/tcp/80/http", "8.8.8.8")
+    assert not may_dial("/ip6/::ffff:127.0.0.1/tcp/80/http", "192.168.1.9")
+    assert may_dial("/ip6/::ffff:8.8.8.8/tcp/80/http", None)
     assert not may_dial("/ip6/::1/tcp/80/http", None)
     assert not may_dial("/dns4/localhost/tcp/80/http", "127.0.0.1")

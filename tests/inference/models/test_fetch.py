@@ -109,6 +109,16 @@ async def test_another_size_than_announced_is_refused_before_any_leaf(
     assert counter.bytes == 0
 
 
+async def test_a_small_file_of_another_size_than_announced_is_refused(
+    store: Store, other_store: Store, tmp_path: Path
+) -> None:
+    root = await put(other_store, tmp_path, b"small", public=True)
+    async with sources(content_app(other_store)) as (peer,):
+        with pytest.raises(BlockInvalid, match="announced"):
+            await fetch_file(store, root, [peer], size_bytes=6)
+    assert not store.has(root)
+
+
 # ---- liars ---------------------------------------------------------------------------------------
 
 

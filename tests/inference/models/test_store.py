@@ -49,6 +49,16 @@ async def test_add_copies_and_move_moves(store: Store, tmp_path: Path) -> None:
     assert store.path_of(root).read_bytes() == DATA
 
 
+async def test_a_move_that_fails_puts_the_source_back(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "folder"  # can be moved, cannot be hashed
+    source.mkdir()
+    (source / "inside").write_bytes(b"precious")
+    with pytest.raises(IsADirectoryError):
+        await store.add(source, move=True)
+    assert (source / "inside").read_bytes() == b"precious"
+    assert list(store.parts.iterdir()) == []
+
+
 async def test_both_profiles_of_one_file_live_side_by_side(store: Store, tmp_path: Path) -> None:
     one = await put(store, tmp_path, DATA)
     two = await put(store, tmp_path, DATA, profile=PROFILE_CLASSIC)
