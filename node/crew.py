@@ -213,9 +213,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _config(data_dir: Path) -> Path:
-    """What has no option of its own: no mDNS, the content listener on loopback, any port."""
+    """What has no option of its own: the content listener on loopback, any port."""
     path = data_dir / "devnet.toml"
-    write_whole(path, b'[mesh]\nmdns = false\n\n[content]\nhost = "127.0.0.1"\nport = 0\n')
+    write_whole(path, b'[content]\nhost = "127.0.0.1"\nport = 0\n')
     return path
 
 

@@ -52,7 +52,7 @@ class Devnet:
     def facts(self) -> dict[str, Any]:
         """What `--ready-file` holds."""
         return {
-            "gateway": f"{self.client.url}/v1",
+            "gateway": self.client.url,
             "api_key": self.api_key,
             "model": self.model,
             "providers": [provider.facts() for provider in self.providers],
