@@ -20,7 +20,8 @@ PROSUMER_VRAM_BYTES: Final = 22 * 10**9
 ENTERPRISE_VRAM_BYTES: Final = 76 * 10**9
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")
-_CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUPS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+NO_LIMIT: Final = 1 << 62
 
 
 @value
@@ -47,7 +48,7 @@ def detect_hardware() -> Hardware:
         tier=tier_for(sum(gpu.vram_bytes for gpu in gpus)),
         gpus=gpus,
         cores=len(os.sched_getaffinity(0)),
-        ram_bytes=min(psutil.virtual_memory().total, _cgroup_limit()),
+        ram_bytes=min(int(psutil.virtual_memory().total), *(cgroup_limit(folder) for folder in _CGROUPS)),
         isa=isa_word(cpu_flags(_CPU_INFO.read_text() if _CPU_INFO.exists() else "")),
     )
 
@@ -87,19 +88,34 @@ def cpu_flags(cpu_info: str) -> frozenset[str]:
 
 def available_ram() -> int:
     """Bytes that can be taken now without swapping, within the container's limit."""
-    memory = psutil.virtual_memory()
-    used_here = memory.total - memory.available
-    return max(0, min(int(memory.available), _cgroup_limit() - int(used_here)))
+    return min(int(psutil.virtual_memory().available), *(cgroup_room(folder) for folder in _CGROUPS))
 
 
-def _cgroup_limit() -> int:
-    limits = []
-    for path in _CGROUP_LIMITS:
-        try:
-            limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return min(limits, default=1 << 62)
+def cgroup_limit(folder: Path) -> int:
+    """A container's memory limit (cgroup v2, then v1); NO_LIMIT without one."""
+    return next(filter(None, (_number(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))), NO_LIMIT)
+
+
+def cgroup_room(folder: Path) -> int:
+    """What is left below that limit. Page cache that can be dropped counts in the group's usage, but not here."""
+    limit = cgroup_limit(folder)
+    usage = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+    return limit if limit >= NO_LIMIT else max(0, limit - usage + _inactive_file(folder / "memory.stat"))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _inactive_file(path: Path) -> int:
+    try:
+        words = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+        return int(words.get("total_inactive_file") or words.get("inactive_file", "0"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _nvidia_gpus() -> tuple[Gpu, ...]:

@@ -2,7 +2,16 @@
 
 import pytest
 
-from inference.hardware import available_ram, cpu_flags, detect_hardware, isa_word, tier_for
+from inference.hardware import (
+    NO_LIMIT,
+    available_ram,
+    cgroup_limit,
+    cgroup_room,
+    cpu_flags,
+    detect_hardware,
+    isa_word,
+    tier_for,
+)
 from market.offer import Tier
 
 MIB = 1 << 20
@@ -55,3 +64,19 @@ def test_this_machine_is_described():
     assert hardware.cores >= 1
     assert 0 < available_ram() <= hardware.ram_bytes
     assert hardware.tier is tier_for(sum(gpu.vram_bytes for gpu in hardware.gpus))
+
+
+@pytest.mark.parametrize(
+    ("files", "limit", "room"),
+    [
+        ({}, NO_LIMIT, NO_LIMIT),
+        ({"memory.max": "max"}, NO_LIMIT, NO_LIMIT),
+        ({"memory.max": "800\n", "memory.current": "300\n", "memory.stat": "anon 9\ninactive_file 100\n"}, 800, 600),
+        ({"memory.max": "800", "memory.current": "900"}, 800, 0),
+        ({"memory.limit_in_bytes": "500", "memory.usage_in_bytes": "100", "memory.stat": "torn"}, 500, 400),
+    ],
+)
+def test_a_containers_limit_counts_and_its_page_cache_does_not(tmp_path, files, limit, room):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert (cgroup_limit(tmp_path), cgroup_room(tmp_path)) == (limit, room)
