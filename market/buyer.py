@@ -170,6 +170,8 @@ class Buyer:
                     raise  # we left: what was not finished is not the provider's failure
                 self._note_failure(deal, candidate.peer)
                 if deal.started:
+                    error.message = f"the provider failed in the middle of the answer: {error.message}"
+                    error.next_step = error.next_step or "What was receipted is paid, nothing more. Ask again."
                     raise
                 failures[candidate.peer] = str(error)
             else:
