@@ -18,10 +18,10 @@ _MARKS = {"holds": ("✓ holds", "green"), "broken": ("✗ broken", "bold red"),
 
 def findings_table(examination: Examination, *, one_line: bool = False) -> Table:
     """`one_line` cuts what does not fit."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False, expand=one_line)
     made.add_column(no_wrap=True, min_width=max(len(mark) for mark, _ in _MARKS.values()))
     made.add_column(no_wrap=True, min_width=max(len(finding.what) for finding in examination.findings))
-    made.add_column(no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
+    made.add_column(ratio=1, no_wrap=one_line, overflow="ellipsis" if one_line else "fold")
     for finding in _sorted(examination):
         made.add_row(Text(*_MARKS[finding.verdict]), Text(finding.what, style="bold"), printable(finding.detail))
     return made

@@ -1,0 +1,73 @@
+"""How things look, where that can mislead: addresses to paste, strangers' text, streamed words, prices."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from node.cli.devnet import _prices
+from node.cli.show import bare, printable, screen, size, span, table
+from node.cli.streaming import Wrapped
+from node.cli.welcome import best_address
+
+
+@pytest.mark.parametrize(
+    ("addresses", "best"),
+    [
+        ([], None),
+        (["/ip4/127.0.0.1/tcp/1/p2p/x", "/ip4/192.168.1.7/tcp/1/p2p/x"], "/ip4/192.168.1.7/tcp/1/p2p/x"),
+        (["/ip4/192.168.1.7/tcp/1/p2p/x", "/ip4/8.8.8.8/tcp/1/p2p/x"], "/ip4/8.8.8.8/tcp/1/p2p/x"),
+        (["/ip6/::1/tcp/1/p2p/x", "/dns4/example.org/tcp/1/p2p/x"], "/dns4/example.org/tcp/1/p2p/x"),
+        (["/ip4/127.0.0.1/tcp/1/p2p/x"], "/ip4/127.0.0.1/tcp/1/p2p/x"),
+    ],
+)
+def test_the_address_to_paste_is_the_one_that_reaches_farthest(addresses: list[str], best: str | None) -> None:
+    assert best_address(addresses) == best
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\x9b31m", "\u202egnp.exe", "\x07"])
+def test_strangers_cannot_steer_the_terminal(text: str) -> None:
+    assert not set(printable(text)) & set("\x1b\r\x9b\u202e\x07")
+
+
+def test_ordinary_text_of_any_script_is_left_alone() -> None:
+    text = "Zürich 東京 👩‍💻 שלום\n\tend"
+    assert printable(text) == text
+
+
+def test_streamed_words_wrap_at_spaces_under_the_indent() -> None:
+    out = Console(file=io.StringIO(), width=30, color_system=None)
+    out.print("Model    ", end="")
+    wrapped = Wrapped(out, indent=9)
+    for piece in ["The oct", "opus has", " three hearts and", " nine brains.", "\nIt is clever."]:
+        wrapped.write(piece)
+    wrapped.end()
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["Model    The octopus has three", "         hearts and nine", "         brains.",
+                     "         It is clever."]  # fmt: skip
+
+
+def test_a_pipe_gets_no_trailing_blanks_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    screen().print(table("A", "B", rows=[("1", "2"), ("333", "")]))
+    assert capsys.readouterr().out.splitlines() == ["A    B", "1    2", "333"]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(12, "12 bytes"), (1500, "1.5 kB"), (93_300_000, "93.3 MB"), (26e9, "26.0 GB")]
+)
+def test_sizes_have_a_unit_that_fits(count: int, shown: str) -> None:
+    assert size(int(count)) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(3, "3 s"), (240, "4 min"), (7500, "2 h 5 min"), (273_600, "3 d 4 h")])
+def test_spans_are_short(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
+
+
+def test_amounts_beyond_what_a_float_holds_are_exact() -> None:
+    assert bare(123456789 * 10**18 + 1) == "123456789.000000000000000001"
+
+
+def test_providers_of_a_devnet_ask_different_prices() -> None:
+    assert _prices(None, 3) == (("0.10", "0.30"), ("0.12", "0.36"), ("0.14", "0.42"))
+    assert _prices("0.1:0.3, 0.08:0.24", 2) == (("0.1", "0.3"), ("0.08", "0.24"))

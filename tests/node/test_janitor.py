@@ -1,0 +1,57 @@
+"""What is left when a devnet is killed: nothing."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from node import janitor
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+
+
+def start(script: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_after_the_end_of_the_pipe_processes_and_folder_are_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "devnet"
+    (folder / "provider-1").mkdir(parents=True)
+    process = start(SLEEPER)
+    watcher = subprocess.Popen([sys.executable, "-I", janitor.__file__, str(folder)], stdin=subprocess.PIPE, text=True)
+    assert watcher.stdin is not None
+    watcher.stdin.write(f"group {process.pid}\n")
+    watcher.stdin.close()  # what the kernel does when the devnet is killed
+    assert process.wait(timeout=10) < 0
+    assert watcher.wait(timeout=15) == 0
+    assert not folder.exists()
+
+
+def test_after_done_it_touches_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    process = start(SLEEPER)
+    janitor.watch([f"group {process.pid}\n", "done\n"], folder)
+    assert process.poll() is None
+    assert folder.exists()
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+def test_a_process_that_ignores_sigterm_is_killed() -> None:
+    process = start(STUBBORN)
+    began = time.monotonic()
+    janitor.end_groups([process.pid], patience_s=0.2)
+    assert process.wait(timeout=5) == -9
+    assert time.monotonic() - began >= 0.2
+
+
+def test_lines_that_name_no_group_are_passed_over() -> None:
+    janitor.watch(["", "group x\n", "group -1\n", "group \n"], None)
