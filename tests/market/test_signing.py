@@ -17,8 +17,15 @@ from hypothesis import strategies as st
 from market.errors import EncodingInvalid, SignatureInvalid
 from market.quote import sign_quote
 from market.receipt import sign_receipt
-from market.signing import Secp256k1Signer, TypedStruct, address_text, recover_address
+from market.signing import Address, Secp256k1Signer, TypedStruct, address_text, recover_address
+from market.values import from_plain, value
 from market.voucher import sign_opening, sign_voucher
+
+
+@value
+class Holder:
+    address: Address
+
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "vectors" / "eip712.json").read_text(encoding="utf-8"))
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -171,6 +178,31 @@ def test_the_high_s_twin_of_a_signature_is_refused(words: Any) -> None:
 def test_what_is_no_signature_is_refused_with_a_reason(signature: bytes) -> None:
     with pytest.raises(SignatureInvalid):
         recover_address(bytes(32), signature)
+
+
+def test_a_signature_with_bytes_before_or_after_it_is_refused(words: Any) -> None:
+    """Else one signature had many forms."""
+    key, digest = words.seller.receipt_key, words.digest("something")
+    raw = key.sign_digest(digest)
+    for longer in (raw + b"\0", raw + raw[-1:], b"\0" + raw, raw[:64]):
+        with pytest.raises(SignatureInvalid, match="65 bytes"):
+            recover_address(digest, longer)
+
+
+@pytest.mark.parametrize("raw", [bytes(19), bytes(21), b"", "0x" + "00" * 20, 0, None])
+def test_an_address_is_20_bytes(raw: object) -> None:
+    with pytest.raises(EncodingInvalid, match="20 bytes"):
+        from_plain(Holder, {"address": raw})
+    assert from_plain(Holder, {"address": bytes(20)}) == Holder(address=bytes(20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0xfB6916095ca1df60bB79Ce92cE3Ea74c37c5d359",
+     "0xdbF03B407c01E7cD3CBea99509d93f8DDDC8C6FB", "0xD1220A0cf47c7B9Be7A2E6BA89F429762e7b9aDb"],
+)  # fmt: skip
+def test_addresses_are_shown_as_eip_55_shows_them(text: str) -> None:
+    assert address_text(bytes.fromhex(text[2:])) == text
 
 
 def test_another_network_or_chain_gives_another_digest() -> None:
