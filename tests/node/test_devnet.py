@@ -1,0 +1,190 @@
+"""`octo-node devnet`, `start` and `demo` as the processes that they are: what comes up, and that it all goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120  # two busy cores, several nodes
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "node.cli", *map(str, arguments)]
+
+
+@contextmanager
+def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command with its temporary folders under `folder`; killed if the test did not end it."""
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            command(*arguments), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def wait_for(ready: Path, process: subprocess.Popen[str]) -> dict:
+    eventually(lambda: ready.exists() or process.poll() is not None)
+    assert ready.exists(), (ready.parent / "output").read_text()
+    return json.loads(ready.read_text())
+
+
+def eventually(condition: Callable[[], object], within_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.1)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes below it, engines and janitor too."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def temporary_folders(folder: Path) -> list[Path]:
+    return list(folder.glob("octo-devnet-*"))
+
+
+def test_a_devnet_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    with running(
+        tmp_path, "devnet", "--providers", 2, "--prices", "0.1:0.3,0.08:0.24", "--ready-file", ready
+    ) as devnet:
+        facts = wait_for(ready, devnet)
+        assert stat.S_IMODE(ready.stat().st_mode) == 0o600  # it holds the API key
+        members = [*facts["providers"], facts["client"]]
+        assert len({member["pid"] for member in members}) == 3
+        for member in members:
+            assert set(member) == {"peer_id", "multiaddrs", "url", "data_dir", "pid"}
+            assert Path(member["data_dir"]).is_relative_to(temporary_folders(tmp_path)[0])
+
+        client = openai.OpenAI(base_url=facts["gateway"] + "/v1", api_key=facts["api_key"], max_retries=0)
+        answer = client.chat.completions.create(
+            model=facts["model"], messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
+        )
+        first, second = facts["providers"]
+        assert answer.model_extra is not None
+        assert answer.model_extra["octo"]["provider"] == second["peer_id"]  # the cheaper one
+
+        log = Path(second["data_dir"], "node.log").read_text()
+        assert "event=blocks_verified" in log
+        assert "wheel_unpacked" not in log
+        assert "default_model_published" in Path(first["data_dir"], "node.log").read_text()
+        assert facts["api_key"] not in log + Path(facts["client"]["data_dir"], "node.log").read_text()
+
+        processes = family(devnet)
+        devnet.send_signal(signal.SIGINT)
+        assert devnet.wait(PATIENCE_S) == 0
+    assert alive(processes) == []
+    assert temporary_folders(tmp_path) == []
+    assert not ready.exists()
+
+
+def test_a_devnet_that_is_killed_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    with running(tmp_path, "devnet", "--providers", 1, "--ready-file", ready) as devnet:
+        wait_for(ready, devnet)
+        processes = family(devnet)
+        assert len(processes) >= 4  # provider, its engine, gateway, janitor
+        devnet.kill()
+        devnet.wait()
+        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path), 30)
+
+
+def test_a_provider_that_fails_at_start_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with running(tmp_path, "devnet", "--providers", 2, "--model", "nonsense") as devnet:
+        assert devnet.wait(PATIENCE_S) == 1
+    told = (tmp_path / "output").read_text()
+    assert "provider-1 ended with exit code 1" in told
+    assert "'nonsense' is not a model" in told
+    assert "Traceback" not in told
+    assert temporary_folders(tmp_path) == []
+
+
+def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running(tmp_path, "devnet", "--providers", 1) as devnet:
+        eventually(lambda: len(family(devnet)) >= 2)  # janitor and first provider
+        processes = family(devnet)
+        devnet.send_signal(signal.SIGINT)
+        assert devnet.wait(PATIENCE_S) == 130
+        assert alive(processes) == []
+    assert temporary_folders(tmp_path) == []
+
+
+def test_the_demo_adds_up(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("demo", "--json"), cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["ok"]
+    before, after = facts["balances"]["before"], facts["balances"]["after"]
+    spent = after["client"]["spent"] - before["client"]["spent"]
+    earned = sum(after[name]["earned"] - before[name]["earned"] for name in ("provider-1", "provider-2"))
+    assert spent == earned == sum(turn["amount"] for turn in facts["turns"]) > 0
+    assert "api_key" not in done.stdout
+    assert temporary_folders(tmp_path) == []
+
+
+def test_a_node_starts_tells_and_ends_on_sigterm(tmp_path: Path) -> None:
+    ready, folder = tmp_path / "ready.json", tmp_path / "node"
+    options = ("--data-dir", folder, "--model", "none", "--port", 0, "--listen", "/ip4/127.0.0.1/tcp/0")
+    with running(tmp_path, "start", *options, "--ready-file", ready) as node:
+        facts = wait_for(ready, node)
+        assert (facts["pid"], facts["data_dir"], facts["model"]) == (node.pid, str(folder), None)
+        assert facts["api_key"] not in (tmp_path / "output").read_text()
+        assert f"octo-node start --join {facts['multiaddrs'][0]}" in (tmp_path / "output").read_text()
+
+        status = subprocess.run(
+            command("status", "--json", "--data-dir", folder), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert json.loads(status.stdout)["peer"] == facts["peer_id"]
+
+        second = subprocess.run(
+            command("start", *options), cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
+        assert second.returncode == 1
+        assert f"is held by process {node.pid}" in second.stderr
+        assert "Traceback" not in second.stderr
+
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(PATIENCE_S) == 0
+    assert not ready.exists()
+    assert not (folder / "running.json").exists()
+
+
+def test_the_first_start_shows_the_api_key_once(tmp_path: Path) -> None:
+    options = ("--data-dir", tmp_path / "node", "--model", "none", "--port", 0, "--listen", "/ip4/127.0.0.1/tcp/0")
+    shown = []
+    for _ in range(2):
+        with running(tmp_path, "start", *options) as node:
+            eventually(lambda: "octo-node start --join" in (tmp_path / "output").read_text())
+            shown.append("API key" in (tmp_path / "output").read_text())
+            node.send_signal(signal.SIGINT)
+            assert node.wait(PATIENCE_S) == 0
+    assert shown == [True, False]
