@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
@@ -28,7 +28,19 @@ _LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 16
 _FINISHES: Final = ("", "stop", "length", "error")
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Short work that a cancellation may not cut in two: a process half started, or killed and not yet gone."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 class JobStream:
@@ -154,29 +166,38 @@ class Worker:
             await asyncio.sleep(min(RESTART_LIMIT_S, 0.05 * 2**failures))
 
     async def _live(self) -> None:
+        self._process = self._writer = None
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                env=child_environment(self._settings.threads),
-                start_new_session=True,  # Ctrl-C is for the node, which then ends its workers itself
-            )
         try:
+            with theirs:
+                await _to_its_end(self._spawn(theirs))
             reader, self._writer = await asyncio.open_unix_connection(sock=ours)
             self._writer.write(pack(to_plain(WorkerSettings, self._settings)))
             await self._listen(reader)
             with contextlib.suppress(TimeoutError):  # let it end by itself, to know how it did
                 async with asyncio.timeout(_LAST_WORDS_S):
-                    await self._process.wait()
+                    await self._wait()
         finally:
             self.kill()
             if self._writer is not None:
                 self._writer.close()
-            status = await self._process.wait()
+            else:
+                ours.close()
+            status = await _to_its_end(self._wait())
         raise self._ended(status)
+
+    async def _spawn(self, theirs: socket.socket) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=theirs.fileno(),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=child_environment(self._settings.threads),
+            start_new_session=True,  # Ctrl-C is for the node, which then ends its workers itself
+        )
+
+    async def _wait(self) -> int:
+        return await self._process.wait() if self._process is not None else 0
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Hand on what the worker says until it stops speaking. Raises EngineFailed if it hangs or talks nonsense."""

@@ -363,7 +363,7 @@ async def test_no_process_is_left_behind_however_the_engine_is_left(default_mode
         async with open_llama_engine(default_model, workers=2, slots=1, context=256):
             await asyncio.sleep(60)
 
-    for delay_s in (0.0, 0.02, 0.2):
+    for delay_s in (0.0, 0.001, 0.005, 0.01, 0.02, 0.2):
         task = asyncio.create_task(opening())
         await asyncio.sleep(delay_s)
         task.cancel()
