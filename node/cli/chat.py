@@ -84,6 +84,8 @@ def _talk(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str
 
 
 def _turn(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str]], *, as_json: bool) -> str:
+    from rich.text import Text
+
     from node.cli.show import octo, print_json, printable, screen
     from node.cli.streaming import Wrapped
 
@@ -109,10 +111,9 @@ def _turn(node: Remote, request: Mapping[str, Any], messages: list[dict[str, str
         wrapped.end()
     else:
         click.echo()
+    err = screen(stderr=True)
     tokens = f"{facts['tokens_in']} tokens in, {facts['tokens_out']} out"
-    click.echo(
-        click.style(f"{facts['provider'][-8:]} · {tokens} · {octo(facts['amount'])} · {facts['because']}", dim=True),
-        err=True,
-    )
-    click.echo(click.style(f"receipt {facts['receipt']}", dim=True), err=True)
+    told = f"{facts['provider'][-8:]} · {tokens} · {octo(facts['amount'])} · {printable(facts['because'])}"
+    err.print(Text(told, style="dim"))
+    err.print(Text(f"receipt {facts['receipt']}", style="dim"))
     return text

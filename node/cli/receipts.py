@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from verifier.examination import Examination
     from verifier.receipt_file import ReceiptFile
 
+_LIST_LIMIT = 500  # what the API gives at once
+_ROOM_FOR_A_CID = 130
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -27,17 +29,24 @@ def receipts() -> None:
 
 
 @receipts.command("list")
-@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many, newest first.")
+@click.option(
+    "--limit", type=click.IntRange(1, _LIST_LIMIT), default=20, show_default=True, help="How many, newest first."
+)
+@click.option("--all", "every_step", is_flag=True, help="Every payment step, not the last one of each task only.")
 @data_dir_option
 @json_option
-def list_receipts(limit: int, data_dir: Path | None, as_json: bool) -> None:
+def list_receipts(limit: int, every_step: bool, data_dir: Path | None, as_json: bool) -> None:
     """The newest receipts of this node, bought and served."""
     from node.cli.remote import find_node
     from node.cli.show import bare, moment, print_json, screen, table
 
-    answer = find_node(settings_of(data_dir).data_dir).get(f"/api/v1/receipts?limit={limit}")
+    wanted = limit if every_step else _LIST_LIMIT
+    found = find_node(settings_of(data_dir).data_dir).get(f"/api/v1/receipts?limit={wanted}")["receipts"]
+    if not every_step:
+        newest = {(receipt["task"], receipt["role"]): receipt for receipt in reversed(found)}
+        found = [receipt for receipt in found if newest[receipt["task"], receipt["role"]] is receipt][:limit]
     if as_json:
-        print_json(answer)
+        print_json({"receipts": found})
         return
     rows = [
         (
@@ -49,13 +58,19 @@ def list_receipts(limit: int, data_dir: Path | None, as_json: bool) -> None:
             r["finish"] or "not final",
             r["receipt"],
         )
-        for r in answer["receipts"]
+        for r in found
     ]
     if not rows:
         screen().print("No receipts yet. `octo-node chat` buys an answer.")
         return
+    out = screen()
+    if out.width < _ROOM_FOR_A_CID:  # a CID in two pieces cannot be copied
+        for when, way, peer, tokens_in, tokens_out, price, end, cid in rows:
+            out.print(cid)
+            out.print(f"  {when}  {way} {peer}: {tokens_in} in, {tokens_out} out, {price} OCTO, {end}")
+        return
     columns = ("WHEN", "", "PEER", "IN", "OUT", "OCTO", "END", "RECEIPT")
-    screen().print(table(*columns, rows=rows, right=("IN", "OUT")))
+    out.print(table(*columns, rows=rows, right=("IN", "OUT")))
 
 
 @receipts.command("show")

@@ -59,19 +59,21 @@ class Welcome:
         if not (self._person and self._err.is_terminal):
             yield lambda _progress: None
             return
-        from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[done]}"))
         with Bars(*columns, console=self._err, transient=True) as bars:
             self._bars = bars
-            task = bars.add_task("Starting", total=None)
+            task = bars.add_task("Starting", total=None, done="")
 
             def count(progress: Progress) -> None:
                 what = f"{'Pulling' if progress.source else 'Reading'} {printable(progress.what)[:24]}…"
-                bars.update(task, description=what, completed=progress.done_bytes, total=progress.total_bytes or None)
+                done, total = progress.done_bytes, progress.total_bytes or None
+                told = f"{size(done)} of {size(total)}" if total else size(done)
+                bars.update(task, description=what, completed=done, total=total, done=told)
 
-            follower = _Follower(lambda text: bars.update(task, description=text))
+            follower = _Follower(lambda text: bars.update(task, description=text, total=None, done=""))
             logging.getLogger().addHandler(follower)
             try:
                 yield count
