@@ -16,10 +16,9 @@ from market.errors import InsufficientFunds, PaymentRefused, SignatureInvalid
 from market.identity import WalletSigner
 from market.money import format_octo
 from market.ports import Balances, Books
+from market.rails import LEDGER
 from market.signing import address_text
 from market.voucher import ChannelTerms, Opening, check_opening, sign_opening
-
-LEDGER = "ledger/1"
 
 
 class LedgerRail:

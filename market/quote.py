@@ -10,6 +10,7 @@ from pydantic import Field
 from market.errors import SignatureInvalid
 from market.identity import WalletSigner
 from market.money import Amount, cost
+from market.rails import parse_rail
 from market.signing import TypedStruct, recover_address
 from market.values import decode, encode, value
 
@@ -79,4 +80,5 @@ def check_quote(signed: SignedQuote, *, receipt_key: bytes) -> Quote:
 
 def _digest(quote: Quote, body: bytes) -> bytes:
     body_hash = hashlib.sha256(body).digest()
-    return _QUOTE.digest(quote.network, 0, body_hash, quote.task, quote.max_cost(), quote.expires_ms)
+    chain_id, _ = parse_rail(quote.rail)
+    return _QUOTE.digest(quote.network, chain_id, body_hash, quote.task, quote.max_cost(), quote.expires_ms)

@@ -15,6 +15,7 @@ from pydantic import Field
 from market.errors import EncodingInvalid, SignatureInvalid
 from market.identity import WalletSigner
 from market.money import Amount
+from market.rails import parse_rail
 from market.signing import TypedStruct, recover_address
 from market.values import cid_of, decode, encode, value
 
@@ -106,7 +107,18 @@ def check_extends(previous: Receipt, receipt: Receipt) -> None:
 
 
 def _digest(receipt: Receipt, body: bytes) -> bytes:
+    chain_id, _ = parse_rail(receipt.rail)
     return _RECEIPT.digest(
-        receipt.network, 0, hashlib.sha256(body).digest(), receipt.channel, receipt.task, receipt.seq, receipt.final,
-        receipt.tokens_in, receipt.tokens_out, receipt.amount, receipt.transcript_root, receipt.quote,
-    )  # fmt: skip
+        receipt.network,
+        chain_id,
+        hashlib.sha256(body).digest(),
+        receipt.channel,
+        receipt.task,
+        receipt.seq,
+        receipt.final,
+        receipt.tokens_in,
+        receipt.tokens_out,
+        receipt.amount,
+        receipt.transcript_root,
+        receipt.quote,
+    )

@@ -6,18 +6,20 @@ A session key signs vouchers: a hard spending cap per channel, while the wallet 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
+from eth_hash.auto import keccak
 from pydantic import Field
 
 from market.errors import SignatureInvalid
 from market.identity import WalletSigner
 from market.money import Amount
+from market.rails import parse_rail
 from market.signing import Address, TypedStruct, recover_address
-from market.values import encode, value
+from market.values import value
 
 _VOUCHER = TypedStruct("Voucher(bytes32 channelId,uint256 cumulativeAmount,bytes32 receiptsRoot)")
+_CHANNEL_TYPE = keccak(b"Channel(address escrow,address payer,address payee,address sessionKey,bytes32 salt)")
 _OPENING = TypedStruct("Opening(bytes32 channelId,uint256 deposit)")
 Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Field(min_length=65, max_length=65)]
@@ -25,7 +27,10 @@ Signature = Annotated[bytes, Field(min_length=65, max_length=65)]
 
 @value
 class ChannelTerms:
-    """Who pays whom, over which rail, with which session key. Its hash is the channel's id."""
+    """Who pays whom, over which rail, with which session key.
+
+    The id is the one that the escrow contract computes: keccak256(abi.encode(type hash, escrow, payer,
+    payee, sessionKey, salt)). The network is bound by the signatures' domain."""
 
     network: Annotated[str, Field(max_length=64)]
     rail: Annotated[str, Field(max_length=128)]
@@ -35,7 +40,13 @@ class ChannelTerms:
     salt: Digest
 
     def channel_id(self) -> bytes:
-        return hashlib.sha256(b"octo/channel/1" + encode(ChannelTerms, self)).digest()
+        _, escrow = parse_rail(self.rail)
+        words = (escrow, self.payer, self.payee, self.session_key, self.salt)
+        return bytes(keccak(_CHANNEL_TYPE + b"".join(word.rjust(32, b"\0") for word in words)))
+
+    @property
+    def chain_id(self) -> int:
+        return parse_rail(self.rail)[0]
 
 
 @value
@@ -66,18 +77,19 @@ class VoucherFrame:
 
 
 def sign_opening(terms: ChannelTerms, deposit: int, wallet: WalletSigner) -> Opening:
-    digest = _OPENING.digest(terms.network, 0, terms.channel_id(), deposit)
+    digest = _OPENING.digest(terms.network, terms.chain_id, terms.channel_id(), deposit)
     return Opening(terms=terms, deposit=deposit, signature=wallet.sign_digest(digest))
 
 
 def check_opening(opening: Opening) -> None:
-    digest = _OPENING.digest(opening.terms.network, 0, opening.terms.channel_id(), opening.deposit)
-    if recover_address(digest, opening.signature) != opening.terms.payer:
+    terms = opening.terms
+    digest = _OPENING.digest(terms.network, terms.chain_id, terms.channel_id(), opening.deposit)
+    if recover_address(digest, opening.signature) != terms.payer:
         raise SignatureInvalid("the channel's opening is not signed by the payer's wallet.")
 
 
 def sign_voucher(terms: ChannelTerms, amount: int, receipts_root: bytes, session_key: WalletSigner) -> Voucher:
-    digest = _VOUCHER.digest(terms.network, 0, terms.channel_id(), amount, receipts_root)
+    digest = _VOUCHER.digest(terms.network, terms.chain_id, terms.channel_id(), amount, receipts_root)
     return Voucher(
         channel=terms.channel_id(),
         amount=amount,
@@ -87,6 +99,6 @@ def sign_voucher(terms: ChannelTerms, amount: int, receipts_root: bytes, session
 
 
 def check_voucher_signature(terms: ChannelTerms, voucher: Voucher) -> None:
-    digest = _VOUCHER.digest(terms.network, 0, voucher.channel, voucher.amount, voucher.receipts_root)
+    digest = _VOUCHER.digest(terms.network, terms.chain_id, voucher.channel, voucher.amount, voucher.receipts_root)
     if recover_address(digest, voucher.signature) != terms.session_key:
         raise SignatureInvalid("the voucher is not signed by the channel's session key.")
