@@ -7,7 +7,7 @@ that a reader who hangs up does not leave the provider unpaid. One candidate's p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from market.deal import Deal, DealParts
 from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
 from market.identity import PeerId
+from market.money import format_octo
 from market.offer import CheckedOffer
 from market.ports import Network, Tokenizers
 from market.reception import Outcome
@@ -175,8 +176,7 @@ class Buyer:
                     raise
                 failures[candidate.peer] = str(error)
             else:
-                chosen = {c.peer: "was not the best by that measure" for c in choice.ranked if c is not candidate}
-                return outcome.explained(choice.because, {**choice.refused, **chosen}, failures)
+                return outcome.explained(choice.because, _not_chosen(choice, candidate.peer, failures), failures)
         raise NoProvider(
             "every provider that was tried failed.",
             reasons={**choice.refused, **failures},
@@ -245,3 +245,13 @@ class Buyer:
     def _note_failure(self, deal: Deal, peer: str) -> None:
         silent = 1.0 if deal.prepaid and not deal.started else 0.0
         self._parts.standing.note(PeerId(peer), failure=1.0, silent=silent)
+
+
+def _not_chosen(choice: Choice, chosen: str, failures: Mapping[str, str]) -> dict[str, str]:
+    """Why each other peer did not get the task; those that were tried and failed are told apart."""
+    others = {
+        candidate.peer: f"ranked {place} of {len(choice.ranked)}: at most {format_octo(candidate.max_cost)}"
+        for place, candidate in enumerate(choice.ranked, start=1)
+        if candidate.peer != chosen and candidate.peer not in failures
+    }
+    return {**choice.refused, **others}

@@ -16,7 +16,6 @@ from rich.rule import Rule
 from rich.text import Text
 
 from market.errors import EncodingInvalid
-from market.money import cost
 from market.quote import Quote
 from market.receipt import Receipt
 from market.task import ChatMessage
@@ -61,7 +60,6 @@ class Demo:
         self._out.width = min(self._out.width, 100)
         self._gateway = devnet.client.remote()
         self._network = str(self._gateway.get("/api/v1/status")["network"])
-        self._offered: dict[str, dict[str, Any]] = {}
         self._names = {member.peer_id: member.name for member in (*devnet.providers, devnet.client)}
         self._broken: list[str] = []
 
@@ -112,7 +110,6 @@ class Demo:
         self._chapter(2, "What the gateway hears on the mesh")
         rows: list[tuple[object, ...]] = []
         for offer in self._gateway.get("/api/v1/offers")["offers"]:
-            self._offered[offer["peer"]] = next(m for m in offer["models"] if m["model"] == self._devnet.model)
             rows += [
                 (self._who(offer["peer"]), model["name"], bare(model["price_in"]), bare(model["price_out"]),
                  model["context"], model["tokens_per_s"], offer["slots"])
@@ -200,22 +197,11 @@ class Demo:
             ("voucher", f"the channel's newest says {octo(channel['paid'])} in total, for {channel['leaves']} steps"),
             ("why", self._named(said["because"])),
         ]  # fmt: skip
-        rows += [("not", f"{self._who(peer)}: {self._why_not(peer, why, quote)}")
-                 for peer, why in said["not_chosen"].items()]  # fmt: skip
+        rows += [("not", f"{self._who(peer)}: {self._named(why)}") for peer, why in said["not_chosen"].items()]
         rows += [("failed", f"{self._who(peer)}: {self._named(why)}") for peer, why in said["failed"].items()]
         rows.append(("receipt", Text(said["receipt"], style="cyan")))
         self._out.print(Panel(facts(rows), border_style="dim", expand=False))
         self._out.print()
-
-    def _why_not(self, peer: str, why: str, quote: Quote) -> str:
-        """The reason, and what it would have cost there."""
-        offered = self._offered.get(peer)
-        if offered is None:
-            return self._named(why)
-        most = cost(tokens=quote.tokens_in, price_per_million=offered["price_in"]) + cost(
-            tokens=quote.max_tokens, price_per_million=offered["price_out"]
-        )
-        return f"{self._named(why)}, at most {octo(most)}"
 
     # ---- the receipts ----
 

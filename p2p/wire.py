@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from market.errors import EncodingInvalid
-from market.message import Message
+from market.message import TYPE_OF, Message
 from market.values import decode, encode
 
 T = TypeVar("T")
@@ -41,7 +41,11 @@ def message_frame(message: Message) -> bytes:
 
 
 def message_of(body: bytes) -> Message:
-    return value_of(Message, body)
+    """Raises EncodingInvalid, also for a message whose type is not that of its body."""
+    message = value_of(Message, body)
+    if TYPE_OF[type(message.body)] is not message.type:
+        raise EncodingInvalid(f"a message of type {message.type} does not carry {message.body.kind!r}.")
+    return message
 
 
 class FrameParser:

@@ -61,7 +61,7 @@ async def test_the_cheapest_provider_is_chosen_and_the_other_is_told_why_not(sho
     dear, cheap, alice = shop.seller("dear", price_out=9 * OCTO), shop.seller("cheap"), shop.buyer()
     _, purchase = await alice.ask()
     assert purchase.outcome.provider == cheap.party.peer
-    assert dear.party.peer in purchase.outcome.not_chosen
+    assert "ranked 2 of 2: at most 0.00" in purchase.outcome.not_chosen[dear.party.peer]
     assert "cheapest of 2" in purchase.outcome.because
 
 

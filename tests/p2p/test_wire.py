@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.errors import EncodingInvalid
-from market.message import TYPE_OF, Body, Cancel, Message, Queued, Refuse, TaskError, Tokens
+from market.message import TYPE_OF, Body, Cancel, Message, MessageType, Queued, Refuse, TaskError, Tokens
 from market.values import encode
 from p2p.wire import FRAME_LIMIT_BYTES, FrameParser, frame_of, message_frame, message_of
 
@@ -109,3 +109,9 @@ def test_a_body_whose_type_lies_is_still_only_what_it_says() -> None:
     body = encode(Queued, Queued(position=1))
     with pytest.raises(EncodingInvalid):
         message_of(body)
+
+
+def test_a_message_that_claims_another_type_than_its_bodys_is_refused() -> None:
+    lie = Message(type=MessageType.NEGOTIATE, task=bytes(32), seq=0, sent_ms=0, body=Queued(position=1))
+    with pytest.raises(EncodingInvalid, match="does not carry 'queued'"):
+        message_of(encode(Message, lie))
