@@ -33,7 +33,7 @@ lint: setup ## ruff, format, mypy --strict
 	@$(RUN)/mypy
 
 bench: model ## each figure beside its rival's, from the same run
-	@$(RUN)/python -m bench
+	@$(RUN)/python -m bench && $(RUN)/python -m bench.figures
 
 docs: setup ## links, and make targets named in the docs
 	@$(RUN)/python scripts/check_docs.py

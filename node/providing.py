@@ -11,9 +11,9 @@ from pathlib import Path
 import structlog
 
 from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
-from inference.models.default_model import ensure_default_model
+from inference.models.default_model import ensure_default_model, shipped_manifest
 from inference.models.library import model_of, models_in, open_tokenizer, pull_model, weights_path
-from inference.models.manifest import Manifest, Role
+from inference.models.manifest import Manifest, Role, manifest_cid
 from inference.models.progress import OnProgress
 from inference.models.sources import HttpSource
 from inference.models.store import Store
@@ -114,7 +114,13 @@ async def _model(
 ) -> str:
     """The manifest CID, its files in the store."""
     if name == "default":
-        return await ensure_default_model(store, wallet, prepared=prepared, progress=progress)
+        try:
+            return await ensure_default_model(store, wallet, prepared=prepared, progress=progress)
+        except ContentUnavailable:
+            name = manifest_cid(await store.in_thread(shipped_manifest))
+            if not catalog.sources(name):
+                raise
+            log.info("default_model_from_peers", model=name)
     if name in await models_in(store):
         return name
     if not name.startswith("bafy"):

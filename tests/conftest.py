@@ -1,5 +1,8 @@
 """What every test may ask for. Nothing here patches or configures the code under test."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 
 
@@ -7,3 +10,12 @@ import pytest
 def anyio_backend() -> str:
     """Async tests run on asyncio, like the node; trio lives inside p2p alone."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def recursion_limit() -> Iterator[None]:
+    """eth-account (here for reference digests) brings py_ecc, which lifts the limit to 100,000 for the whole
+    process: deep input would then overflow the C stack instead of raising RecursionError."""
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(1000)

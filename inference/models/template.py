@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,6 +27,7 @@ _CHARACTERS = 1 << 20
 _PER_INPUT_CHARACTER = 16
 """A template may handle each character of the conversation this often (a copy, a trim, a join …)."""
 _RANGE_LIMIT = 10_000
+_DEPTH_LIMIT = 32
 _NUMBER_LIMIT = 1 << 53
 
 _FILTERS = (
@@ -100,6 +102,7 @@ class _Meter:
     def __init__(self, steps: int, characters: int) -> None:
         self.steps = steps
         self.characters = characters
+        self.depth = 0
 
 
 _METER: ContextVar[_Meter | None] = ContextVar("octo_template_meter", default=None)
@@ -113,6 +116,22 @@ def _charge(characters: int = 0) -> None:
         meter.characters -= characters
         if meter.steps < 0 or meter.characters < 0:
             raise _TooMuch
+
+
+@contextmanager
+def _deeper() -> Iterator[None]:
+    """A macro that calls itself ends here, whatever recursion limit a library has left the process with."""
+    meter = _METER.get()
+    if meter is None:
+        yield
+        return
+    meter.depth += 1
+    try:
+        if meter.depth > _DEPTH_LIMIT:
+            raise _TooMuch
+        yield
+    finally:
+        meter.depth -= 1
 
 
 def _size(item: object) -> int:
@@ -208,7 +227,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and getattr(obj, "__name__", "") == "replace":
             return _replaced(owner, *arguments[:2])
         _charge(_size(owner))
-        return super().call(context, obj, *arguments, **named)
+        with _deeper():
+            return super().call(context, obj, *arguments, **named)
 
 
 def _guard(tree: nodes.Template) -> None:

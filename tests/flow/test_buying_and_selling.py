@@ -314,7 +314,7 @@ async def test_a_cancelled_payment_is_either_not_made_or_whole(shop):
 
     alice.books.save = slow
     for hang_up_after_s in (0.01, 0.03, 0.05, 0.07, 0.09, 0.11, 0.15):
-        async with alice.buyer.buy(make_order()) as purchase:
+        async with alice.buyer.buy(make_order()):
             await asyncio.sleep(hang_up_after_s)
         running = list(alice.buyer._running)
         await asyncio.sleep(hang_up_after_s)
