@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -48,6 +49,10 @@ class OwnNetwork:
         own = self._own_offer()
         return [*([own] if own is not None else []), *self._mesh.offers()]
 
+    def to_buy_from(self) -> Sequence[CheckedOffer]:
+        """The offers as our own gateway sees them: what we run ourselves costs us nothing."""
+        return [_free(checked) if checked.offer.peer == self.peer else checked for checked in self.offers()]
+
     async def aclose(self) -> None:
         for serving in list(self._serving):
             serving.cancel()
@@ -60,3 +65,8 @@ class OwnNetwork:
             log.exception("own_task_failed", task=conversation.task.hex())
         finally:
             await conversation.aclose()
+
+
+def _free(own: CheckedOffer) -> CheckedOffer:
+    models = tuple(replace(model, price_in=0, price_out=0) for model in own.offer.models)
+    return replace(own, offer=replace(own.offer, models=models))

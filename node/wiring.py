@@ -190,7 +190,7 @@ async def open_node(
                 terms=DealTerms(),
             ),
             network=network,
-            offers=network.offers,
+            offers=network.to_buy_from,
             tokenizers=catalog,
             policy=Reliable(POLICIES[settings.routing.policy]()),
             terms=BuyerTerms(own_peers=frozenset()),
