@@ -18,7 +18,7 @@ from inference.models.progress import OnProgress
 from inference.models.sources import HttpSource
 from inference.models.store import Store
 from inference.speed import measure_speed
-from market.errors import ContentUnavailable, NodeMisconfigured
+from market.errors import BlockInvalid, ContentUnavailable, NodeMisconfigured
 from market.identity import WalletSigner
 from market.offer import ModelOffer
 from market.ports import Engine
