@@ -17,6 +17,7 @@ from inference.models.manifest import Manifest, Role, manifest_cid
 from inference.models.progress import OnProgress
 from inference.models.sources import HttpSource
 from inference.models.store import Store
+from inference.models.tokenizer import ModelTokenizer
 from inference.speed import measure_speed
 from market.errors import BlockInvalid, ContentUnavailable, NodeMisconfigured
 from market.identity import WalletSigner
@@ -77,14 +78,21 @@ async def provide(
     `default` is the model every node can make for itself; a CID is pulled from whoever offers it.
     Raises ContentError, EngineFailed or NodeMisconfigured with the cause.
     """
-    model = await _model(settings.model, store, catalog, wallet, prepared=prepared, progress=progress)
-    manifest = await model_of(store, model)
-    tokenizer = await open_tokenizer(store, manifest)
+
+    async def bring() -> tuple[str, Manifest, Path, ModelTokenizer]:
+        model = await _model(settings.model, store, catalog, wallet, prepared=prepared, progress=progress)
+        manifest = await model_of(store, model)
+        return model, manifest, await weights_path(store, manifest), await open_tokenizer(store, manifest)
+
+    try:
+        model, manifest, weights, tokenizer = await bring()
+    except BlockInvalid as error:
+        # A file that changed on disk is in quarantine now: get it again, once.
+        log.warning("model_damaged", model=settings.model, why=error.message)
+        model, manifest, weights, tokenizer = await bring()
     async with AsyncExitStack() as stack:
         if engine is None:
-            engine = await stack.enter_async_context(
-                _open_engine(settings, manifest, await weights_path(store, manifest))
-            )
+            engine = await stack.enter_async_context(_open_engine(settings, manifest, weights))
         speed = await measure_speed(engine)
         catalog.put(model, tokenizer)
         offer = ModelOffer(
