@@ -116,7 +116,8 @@ class Conversation(Protocol):
     async def receive(self, timeout_s: float) -> Message:
         """The next message. Raises PeerGone, PeerTimedOut, or PeerBrokeProtocol for a frame that does not parse."""
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """We are done with it. The other side need not hear of it: say so in a message first."""
 
 
 class Network(Protocol):

@@ -1,4 +1,4 @@
-"""The node's books in one SQLite file: channels, receipts, tasks, and what it remembers of peers.
+"""The node's books in one SQLite file: channels, receipts, and what it remembers of peers.
 
 Implements `market.ports.Books`. A save is on the disk when it returns, and a channel never goes back.
 Values lie there as the bytes of `market.values.encode`; the plain columns beside them only serve
@@ -19,34 +19,16 @@ import sqlite_utils
 
 from market.channel import Channel, ChannelState
 from market.errors import NodeMisconfigured, StepNotAllowed
-from market.money import Amount
 from market.record import ReceiptRecord
 from market.task import TaskId
-from market.values import decode, encode, value
+from market.values import decode, encode
 from node.database import Lane, connect
 
 STORE_LIMIT_BYTES = 32 << 30
 RECORD_LIMIT_BYTES = 16 << 20  # a record of MAX_TOKENS_LIMIT tokens, twice over
-TASKS_KEPT = 10_000
 _STATES = list(ChannelState)
 
 Role = Literal["client", "provider"]
-
-
-@value
-class TaskRow:
-    """One line of the task log. `peer` is the other side; `state` is a word of the caller's."""
-
-    task: TaskId
-    role: Role
-    peer: str
-    model: str
-    state: str
-    tokens_in: int = 0
-    tokens_out: int = 0
-    amount: Amount = 0
-    started_ms: int
-    updated_ms: int
 
 
 class Store:
@@ -100,39 +82,6 @@ class Store:
             int(final_only),
             min(limit, 1000),
         )
-
-    async def note_task(self, row: TaskRow) -> None:
-        """Write or replace a task's line; the oldest beyond TASKS_KEPT are forgotten."""
-        amount = row.amount.to_bytes(32, "big")
-        cells = (row.task, row.role, row.peer, row.model, row.state, row.tokens_in, row.tokens_out, amount,
-                 row.started_ms, row.updated_ms)  # fmt: skip
-
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO tasks (task, role, peer, model, state, tokens_in, tokens_out, amount, started_ms,"
-                " updated_ms) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (role, task) DO UPDATE SET peer=excluded.peer,"
-                " model=excluded.model, state=excluded.state, tokens_in=excluded.tokens_in,"
-                " tokens_out=excluded.tokens_out, amount=excluded.amount, updated_ms=excluded.updated_ms",
-                cells,
-            )
-            connection.execute("DELETE FROM tasks WHERE rowid <= (SELECT max(rowid) FROM tasks) - ?", (TASKS_KEPT,))
-
-        await self._writer.run(write)
-
-    async def tasks(self, limit: int = 20) -> Sequence[TaskRow]:
-        """The newest first."""
-        rows = await self._reader.run(
-            lambda c: c.execute(
-                "SELECT task, role, peer, model, state, tokens_in, tokens_out, amount, started_ms, updated_ms"
-                " FROM tasks ORDER BY rowid DESC LIMIT ?", (limit,),
-            ).fetchall()
-        )  # fmt: skip
-        return [
-            TaskRow(task=TaskId(task), role=role, peer=peer, model=model, state=state, tokens_in=tokens_in,
-                    tokens_out=tokens_out, amount=int.from_bytes(amount, "big"), started_ms=started,
-                    updated_ms=updated)
-            for task, role, peer, model, state, tokens_in, tokens_out, amount, started, updated in rows
-        ]  # fmt: skip
 
     async def standing(self) -> Mapping[str, Mapping[str, float]]:
         """What was last kept of each peer; `node.standing` says what the facts mean."""
@@ -197,12 +146,6 @@ def _version_1(database: sqlite_utils.Database) -> None:
     database.table("receipts").create_index(["role", "channel", "task", "seq"], unique=True, if_not_exists=True)
     database.table("receipts").create_index(["task"], if_not_exists=True)
     database.table("receipts").create_index(["cid"], if_not_exists=True)
-    database.table("tasks").create(
-        {"task": bytes, "role": str, "peer": str, "model": str, "state": str, "tokens_in": int, "tokens_out": int,
-         "amount": bytes, "started_ms": int, "updated_ms": int},
-        if_not_exists=True,
-    )  # fmt: skip
-    database.table("tasks").create_index(["role", "task"], unique=True, if_not_exists=True)
     database.table("standing").create({"peer": str, "facts": str}, pk="peer", if_not_exists=True)
 
 

@@ -21,7 +21,7 @@ from market.record import ReceiptRecord
 from market.signing import Secp256k1Signer
 from market.testing import check_books
 from market.voucher import ChannelTerms, sign_opening
-from node.store import TASKS_KEPT, Store, TaskRow, open_store
+from node.store import Store, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 WALLET, SESSION, RECEIPTS = (Secp256k1Signer(bytes([n]) * 32) for n in (1, 2, 3))
@@ -180,21 +180,6 @@ async def test_the_longest_answer_fits(store):
     long = record(0, tokens=131_072)
     await store.save(None, receipts=[long])
     assert await store.receipt_by_cid(long.receipt.cid()) == long
-
-
-def task_row(number: int, state: str = "running", **changes) -> TaskRow:
-    task = number.to_bytes(32, "big")
-    return TaskRow(task=task, role="client", peer="p", model="m", state=state, started_ms=1, updated_ms=2, **changes)
-
-
-async def test_the_task_log_holds_one_line_a_task_and_not_more_than_it_may(store):
-    await store.note_task(task_row(1))
-    await store.note_task(task_row(1, "done", tokens_out=9, amount=20 * OCTO))
-    assert list(await store.tasks()) == [task_row(1, "done", tokens_out=9, amount=20 * OCTO)]
-    await asyncio.gather(*(store.note_task(task_row(n)) for n in range(2, TASKS_KEPT + 50)))
-    rows = await store.tasks(TASKS_KEPT * 2)
-    assert len(rows) == TASKS_KEPT
-    assert rows[0] == task_row(TASKS_KEPT + 49)
 
 
 async def test_callers_that_wait_together_share_a_transaction(store, tmp_path):
