@@ -324,7 +324,7 @@ async def check_engine(engine: Engine, prompt: tuple[int, ...]) -> None:
 
 
 async def check_network(near: Network, far: Network, arrived: asyncio.Queue[Conversation]) -> None:
-    """Two connected networks; `arrived` gets the conversations that `far` serves. Order, both ways, and what comes after."""
+    """Two connected networks; `arrived` gets what `far` serves. Order, both ways, and what comes after."""
     task = TaskId(hashlib.sha256(b"check_network").digest())
     ours = await near.open_conversation(far.peer, task)
     for position in range(50):
