@@ -1,9 +1,16 @@
 """What every test may ask for. Nothing here patches or configures the code under test."""
 
+import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# Busy machines are slow, not wrong. CI draws the same examples each time: a new find belongs on a desk.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 @pytest.fixture(scope="session")

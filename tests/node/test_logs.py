@@ -50,8 +50,8 @@ def test_levels_hold_for_us_and_libraries_are_quieter(tmp_path):
     with open_logs(level="warning", file=tmp_path / "node.log"):
         structlog.get_logger().info("unheard")
     with open_logs(level="info", file=tmp_path / "node.log"):
-        logging.getLogger("libp2p.host").info("chatter")
-        logging.getLogger("libp2p.host").warning("trouble")
+        logging.getLogger("multiaddr.codecs").info("chatter")
+        logging.getLogger("multiaddr.codecs").warning("trouble")
         structlog.get_logger().info("heard")
     text = (tmp_path / "node.log").read_text()
     assert "unheard" not in text

@@ -118,7 +118,9 @@ def test_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer: ModelTokenizer
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
 
 
-@given(st.text(max_size=200))
+# Unassigned and private characters are left out: what class they are of is for each Unicode table to say, and
+# llama.cpp's and ours are of different years. Buyer and provider both use ours.
+@given(st.text(st.characters(exclude_categories=("Cs", "Cn", "Co")), max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_text_equals_llama_cpp_and_round_trips_but_for_bytes_the_vocabulary_lacks(
     tokenizer: ModelTokenizer, llama: Llama, text: str
