@@ -200,8 +200,8 @@ class Delivery:
         commitment = self._transcript.close_chunk()
         await self._flush(commitment)
         record = self._receipt(commitment, final=False, finish="")
-        previous = self._issuing
-        self._issuing = asyncio.create_task(self._issue(record, previous))
+        self._issuing = asyncio.create_task(self._issue(record, self._issuing))
+        self._issuing.add_done_callback(lambda _: self._account.progress.set())
         if len(self._issued) >= TICKS_AHEAD:
             await self._collect(self._issued[-TICKS_AHEAD])
 
@@ -288,3 +288,6 @@ class Delivery:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+        issuing = self._issuing
+        if issuing is not None and issuing.done() and not issuing.cancelled():
+            issuing.result()  # a receipt that could not be written down or sent is not the client's debt

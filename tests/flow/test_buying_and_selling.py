@@ -8,9 +8,11 @@ import pytest
 from shop import OCTO, make_order
 
 from market.errors import (
+    DiskFull,
     EngineFailed,
     InsufficientFunds,
     NoProvider,
+    PaymentRefused,
     PeerBrokeProtocol,
     PeerError,
     PeerFailed,
@@ -220,6 +222,33 @@ async def test_a_client_that_stops_paying_is_cut_off_two_ticks_later(shop):
     assert len(bob.books.records) <= 4
     assert engine.generated < 400
     assert bob.till.exposure() > 0
+
+
+async def test_a_full_disk_at_the_provider_is_its_own_fault_and_said_so(shop):
+    bob, alice = shop.seller(engine=ScriptedEngine("w" * 60, delay_s=0.002)), shop.buyer()
+    real_save = bob.books.save
+
+    async def full(channel, *, receipts=()):
+        if receipts:
+            raise DiskFull("the disk is full.")
+        await real_save(channel, receipts=receipts)
+
+    bob.books.save = full
+    with pytest.raises(PeerFailed, match="disk is full"):
+        await alice.ask()
+    assert alice.spent() == bob.earned() == 9 * OCTO // 10**6  # the input, which was prepaid
+
+
+async def test_a_wallet_that_pays_well_may_leave_a_tick_behind_and_one_that_does_not_is_refused(shop):
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+    wallet, paid = alice.party.wallet.address, bob.earned()
+    bob.till._debts[wallet] = 2 * 100 + paid // 20
+    bob.till.check_credit(wallet, 100)
+    bob.till._debts[wallet] += 1
+    with pytest.raises(PaymentRefused, match="still owes"):
+        bob.till.check_credit(wallet, 100)
 
 
 async def test_after_a_cut_connection_the_next_voucher_carries_what_was_missed(shop):
