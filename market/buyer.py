@@ -29,6 +29,14 @@ SILENT_LIMIT = 2.5
 """Three prepayments kept lately: what standing remembers of them fades."""
 
 
+Vet = Callable[[CheckedOffer], str | None]
+"""Why a provider may see public prompts only; None if nothing speaks against it."""
+
+
+def _all_vetted(_offer: CheckedOffer) -> None:
+    """Where there is no stake to look at, a checked binding has to do."""
+
+
 @value
 class Order:
     """What the user asks for. `max_tokens` None means: as many as fit, up to the buyer's own default."""
@@ -94,6 +102,7 @@ class Buyer:
         tokenizers: Tokenizers,
         policy: Policy,
         terms: BuyerTerms,
+        vet: Vet = _all_vetted,
     ) -> None:
         self._parts = parts
         self._network = network
@@ -101,6 +110,7 @@ class Buyer:
         self._tokenizers = tokenizers
         self._policy = policy
         self._terms = terms
+        self._vet = vet
         self._running: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -225,6 +235,7 @@ class Buyer:
             privacy=task.privacy,
             rail=self._parts.rail,
             own=self._terms.own_peers | {self._network.peer},
+            unvetted={o.offer.peer: why for o in offers if (why := self._vet(o)) is not None},
         )
         standing = {checked.offer.peer: self._parts.standing.of(PeerId(checked.offer.peer)) for checked in offers}
         silent = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Protocol
 
 from market.identity import short
@@ -18,7 +19,8 @@ from market.values import value
 
 @value
 class Needs:
-    """What a task needs of a provider. `own` are the peers that may see `private` prompts."""
+    """What a task needs of a provider. `own` are the peers that may see `private` prompts; `unvetted` maps
+    peers that may see `public` ones only to the reason (no stake, say)."""
 
     task: TaskId
     model: str
@@ -28,6 +30,7 @@ class Needs:
     privacy: Privacy
     rail: str
     own: frozenset[str]
+    unvetted: Mapping[str, str] = field(default_factory=dict)
 
 
 @value
@@ -119,6 +122,8 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
         return "has no attested enclave, and the task is confidential"
     if needs.privacy not in offer.privacy and offer.peer not in needs.own:
         return f"does not take {needs.privacy} tasks"
+    if needs.privacy is not Privacy.PUBLIC and offer.peer not in needs.own and offer.peer in needs.unvetted:
+        return needs.unvetted[offer.peer]
     if needs.mode not in model.modes:
         return f"does not serve {needs.mode} mode"
     if needs.rail not in offer.rails:

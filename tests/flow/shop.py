@@ -110,6 +110,7 @@ class ShopBuyer:
         books=None,
         prepaid_cap=OCTO,
         tokenizer=None,
+        vet=lambda checked: None,
     ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
@@ -144,6 +145,7 @@ class ShopBuyer:
             tokenizers=OneTokenizer(tokenizer or ByteTokenizer()),
             policy=Reliable(Cheapest()),
             terms=BuyerTerms(),
+            vet=vet,
         )
 
     def spent(self) -> int:

@@ -135,6 +135,16 @@ async def test_no_provider_says_why_for_each_one(shop):
     assert "confidential" in raised.value.reasons[bob.party.peer]
 
 
+async def test_an_unstaked_provider_is_refused_shared_tasks_with_the_reason_and_may_have_public_ones(shop):
+    bob = shop.seller()
+    alice = shop.buyer(vet=lambda checked: "has no stake for its tier")
+    with pytest.raises(NoProvider) as raised:
+        await alice.ask()
+    assert raised.value.reasons == {bob.party.peer: "has no stake for its tier"}
+    text, _ = await alice.ask(privacy=Privacy.PUBLIC)
+    assert text == "Hello from the engine."
+
+
 async def test_a_prompt_over_every_context_is_refused_before_anyone_is_asked(shop):
     bob = shop.seller(engine=ScriptedEngine(context=64))
     with pytest.raises(PromptTooLong, match="64"):
