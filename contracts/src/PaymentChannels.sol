@@ -135,7 +135,7 @@ contract PaymentChannels is IPaymentChannels, NetworkDomain {
         bytes32 channelId = _channelId(msg.sender, payee, sessionKey, salt);
         Slot storage slot = _channels[channelId];
         slot.state = slot.state.opened(channelId, amount);
-        emit Opened(msg.sender, payee, sessionKey, salt, amount);
+        emit Opened(channelId, msg.sender, payee, sessionKey, salt);
         token.safeTransferFrom(msg.sender, address(this), amount);
     }
 

@@ -45,7 +45,7 @@ contract PaymentChannelsTest is Market {
     function test_openLocksTheDeposit() external {
         bytes32 id = idOf(1);
         vm.expectEmit(address(channels));
-        emit IPaymentChannels.Opened(payer, PAYEE, vm.addr(SESSION), bytes32(uint256(1)), DEPOSIT);
+        emit IPaymentChannels.Opened(id, payer, PAYEE, vm.addr(SESSION), bytes32(uint256(1)));
         openChannel(1, DEPOSIT);
         IPaymentChannels.Channel memory held = channels.channel(id);
         vm.assertEq(held.deposit, DEPOSIT);

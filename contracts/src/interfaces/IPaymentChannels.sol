@@ -49,9 +49,9 @@ interface IPaymentChannels is INetworkDomain {
         bytes32 vs;
     }
 
-    /// @notice The channel's id is the hash of these terms (`channelIdOf`): it is left out, at 375 gas an opening.
+    /// @notice The deposit is the value of the token's Transfer beside it, and `channel(channelId).deposit`.
     event Opened(
-        address indexed payer, address indexed payee, address sessionKey, bytes32 salt, uint256 deposit
+        bytes32 indexed channelId, address indexed payer, address indexed payee, address sessionKey, bytes32 salt
     );
     event ToppedUp(bytes32 indexed channelId, address indexed from, uint256 amount, uint256 deposit);
     event Redeemed(bytes32 indexed channelId, uint256 cumulativeAmount, bytes32 receiptsRoot);

@@ -87,7 +87,10 @@ library Channels {
     }
 
     function _requireInRange(uint256 amount) private pure {
-        if (amount == 0 || amount > type(uint96).max) revert IPaymentChannels.AmountOutOfRange(amount);
+        unchecked {
+            // One comparison for both ends: 0 wraps around to the largest.
+            if (amount - 1 >= type(uint96).max) revert IPaymentChannels.AmountOutOfRange(amount);
+        }
     }
 
     /// @dev `deposit_` and `redeemed_` fit 96 bits: each deposit was in range, and nothing above it is redeemed.
