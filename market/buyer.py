@@ -33,7 +33,7 @@ Vet = Callable[[CheckedOffer], str | None]
 """Why a provider may see public prompts only; None if nothing speaks against it."""
 
 
-def _all_vetted(_offer: CheckedOffer) -> None:
+def all_vetted(_offer: CheckedOffer) -> None:
     """Where there is no stake to look at, a checked binding has to do."""
 
 
@@ -102,7 +102,7 @@ class Buyer:
         tokenizers: Tokenizers,
         policy: Policy,
         terms: BuyerTerms,
-        vet: Vet = _all_vetted,
+        vet: Vet = all_vetted,
     ) -> None:
         self._parts = parts
         self._network = network

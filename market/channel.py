@@ -82,6 +82,13 @@ def step(channel: Channel, action: ChannelStep) -> Channel:
     return replace(channel, state=after)
 
 
+def ended(channel: Channel, *, closed: bool) -> Channel:
+    """The channel once the chain shows it closing, or closed; from whatever it was before."""
+    if channel.state is ChannelState.OPEN:
+        channel = step(channel, ChannelStep.REQUEST_CLOSE)
+    return step(channel, ChannelStep.CLOSE) if closed and channel.state is ChannelState.CLOSING else channel
+
+
 def pay(
     channel: Channel, amount: int, leaf: bytes, session_key: WalletSigner, *, taken: int | None = None
 ) -> tuple[Channel, VoucherFrame]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from market.channel import Channel, ChannelState, pay
-from market.errors import InsufficientFunds, StepNotAllowed
+from market.channel import Channel, ChannelState, ended, pay
+from market.errors import InsufficientFunds, PaymentRefused, StepNotAllowed
 from market.identity import Binding, PeerId, WalletSigner
 from market.money import format_octo
 from market.ports import Books, Rail
@@ -123,7 +123,9 @@ class Purse:
         send: Send,
     ) -> None:
         async with self._locks[channel_id]:
-            channel = self._channels[channel_id]
+            channel = self._channels.get(channel_id)
+            if channel is None:
+                raise PaymentRefused("the channel was closed meanwhile.", next_step="The next task opens a new one.")
             unsure = channel_id in self._unsure
             key = self._session_keys(channel.terms.salt)
             channel, frame = pay(channel, amount, leaf, key, taken=taken if unsure else None)
@@ -136,6 +138,12 @@ class Purse:
         await self._books.save(channel, receipts=receipts)
         self._channels[channel.id] = channel
         self._unsure.add(channel.id)
+
+    async def closing(self, channel_id: bytes, *, closed: bool) -> None:
+        """The chain says that this channel of ours is closing, or closed: nothing more is paid from it."""
+        channel = self._channels.pop(channel_id, None)
+        if channel is not None:
+            await whole(self._books.save(ended(channel, closed=closed)))
 
     def release(self, channel_id: bytes, amount: int) -> None:
         self._reserved[channel_id] -= amount

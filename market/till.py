@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from market.channel import Channel, ChannelState, take
+from market.channel import Channel, ChannelState, ended, take
 from market.errors import PaymentRefused
 from market.identity import Binding, PeerId
 from market.money import format_octo
@@ -58,7 +58,7 @@ class Till:
 
     async def load(self) -> None:
         for channel in await self._books.channels():
-            if channel.role == "payee" and channel.state is ChannelState.OPEN:
+            if channel.role == "payee" and channel.state is not ChannelState.CLOSED:
                 self._channels[channel.id] = channel
 
     def taken(self, channel_id: bytes | None) -> int:
@@ -135,6 +135,14 @@ class Till:
         account.leaves.update(frame.added)
         account.progress.set()
         return added
+
+    async def closing(self, channel_id: bytes, *, closed: bool) -> None:
+        """The chain says that the payer wants out: no more tasks on it. Its last voucher stays in the books."""
+        channel = self._channels.get(channel_id)
+        if channel is None:
+            return
+        async with self._changed[channel_id]:
+            await whole(self._keep(ended(self._channels[channel_id], closed=closed)))
 
     async def _keep(self, channel: Channel) -> None:
         await self._books.save(channel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference.hardware import Hardware
 from market.buyer import Buyer
@@ -20,6 +20,11 @@ from node.providing import Providing
 from node.settings import Settings
 from node.store import Store
 from p2p.network import OctoNetwork
+
+if TYPE_CHECKING:
+    from node.chain import ChainSide
+
+_LEDGER_NOTE = "local ledger: no chain here, so stakes are not checked; a checked binding stands in"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +51,7 @@ class RunningNode:
     url: str = ""
     content_addresses: Sequence[str] = ()
     ready: bool = False
+    chain: ChainSide | None = None
     warnings: Callable[[], Sequence[str]] = tuple
 
     def addresses(self) -> Sequence[str]:
@@ -104,7 +110,8 @@ class RunningNode:
             "ram_bytes": self.hardware.ram_bytes,
             "gpus": [gpu.name for gpu in self.hardware.gpus],
             "rail": self.rail_name,
-            "rail_note": "local ledger: no chain here, so stakes are not checked; a checked binding stands in",
+            "rail_note": _LEDGER_NOTE if self.chain is None else "",
+            "chain": self.chain.facts() if self.chain is not None else None,
             "peers": len(self.peers()),
             "offers": len(self.offers()),
             "models": [

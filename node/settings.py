@@ -117,6 +117,22 @@ class Payment(_Section):
     prepaid_per_day: Octo = OCTO
 
 
+class ChainSettings(_Section):
+    """The EVM chain to settle on. Without `url` (its JSON-RPC endpoint, which may hold a key) payments stay on the
+    local ledger. `deployment` is the file that says where the contracts are. `faucet`: on a devnet, ask for play
+    money when the wallet is empty. `stake`: a provider stakes for its tier at start. Vouchers are redeemed when
+    `settle_at` is due in all, or something has been due for `settle_after_s`."""
+
+    url: SecretStr | None = None
+    deployment: Annotated[Path, AfterValidator(_whole_path)] | None = None
+    faucet: bool = False
+    stake: bool = True
+    confirmations: Annotated[int, Field(ge=1, le=64)] = 1
+    settle_at: Octo = OCTO
+    settle_after_s: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 6 * 3600.0
+    settle_dust: Octo = OCTO // 1000
+
+
 class RoutingSettings(_Section):
     policy: Literal["cost", "speed"] = "cost"
     privacy: Privacy = Privacy.SHARED
@@ -157,6 +173,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     prices: Prices = Prices()
     payment: Payment = Payment()
+    chain: ChainSettings = ChainSettings()
     routing: RoutingSettings = RoutingSettings()
     limits: Limits = Limits()
     log: LogSettings = LogSettings()

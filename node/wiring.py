@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import structlog
@@ -20,11 +21,11 @@ from inference.hardware import detect_hardware
 from inference.models.progress import OnProgress, quiet
 from inference.models.sources import open_content_session
 from inference.models.store import Store as ModelStore
-from market.buyer import Buyer, BuyerTerms
+from market.buyer import Buyer, BuyerTerms, all_vetted
 from market.deal import DealParts
 from market.errors import NodeMisconfigured
-from market.identity import check_binding
-from market.ports import Clock, Conversation, Engine, Rail
+from market.identity import WalletSigner, check_binding
+from market.ports import Books, Clock, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
 from market.purse import Purse
 from market.reception import DealTerms
@@ -51,6 +52,9 @@ from node.store import open_store
 from p2p.keys import PeerKey
 from p2p.network import OctoNetwork, open_network
 from verifier.receipts import ReceiptVerifier
+
+if TYPE_CHECKING:
+    from node.chain import ChainSide
 
 log = structlog.get_logger()
 
@@ -92,13 +96,8 @@ async def open_node(
         stack.callback(models.close)
 
         # How it pays and is paid.
-        rail = rail or LedgerRail(
-            network=settings.network,
-            wallet=keys.wallet,
-            books=books,
-            granted=settings.payment.grant,
-            deposit_cap=settings.payment.deposit_cap,
-        )
+        chain = await _open_chain(stack, settings, folder, keys.wallet, books) if rail is None else None
+        rail = rail or (chain.parts.rail if chain is not None else _ledger(settings, keys.wallet, books))
         purse = Purse(
             network=settings.network,
             wallet=binding.wallet,
@@ -117,6 +116,8 @@ async def open_node(
         )
         await purse.load()
         await till.load()
+        if chain is not None:
+            chain.closing.purse, chain.closing.till = purse, till
 
         # What it sells.
         verifier = ReceiptVerifier()
@@ -194,6 +195,7 @@ async def open_node(
             tokenizers=catalog,
             policy=Reliable(POLICIES[settings.routing.policy]()),
             terms=BuyerTerms(own_peers=frozenset()),
+            vet=chain.stakes.vet if chain is not None else all_vetted,
         )
         stack.push_async_callback(buyer.aclose)
 
@@ -217,6 +219,8 @@ async def open_node(
             clock=clock,
             started_ms=clock.now_ms(),
             content_addresses=content_addresses,
+            chain=chain,
+            warnings=lambda: settings.notes,
         )
         node.url = await stack.enter_async_context(
             open_api(
@@ -243,11 +247,36 @@ async def open_node(
                     engine=engine,
                 )
             )
+            if chain is not None and settings.chain.stake:
+                await chain.ensure_stake(hardware.tier, keys.receipt, binding)
             await offering.publish()
             _run(stack, offering.run(), "offering")
         node.ready = True
         log.info("node_ready", peer=node.peer, api=node.url, models=len(providing.offers()))
         yield node
+
+
+async def _open_chain(
+    stack: AsyncExitStack, settings: Settings, folder: Folder, wallet: WalletSigner, books: Books
+) -> ChainSide | None:
+    """The chain that the settings name; what it takes (web access, ABIs) is loaded only then."""
+    if settings.chain.url is None:
+        return None
+    from node.chain import open_chain_side
+
+    return await stack.enter_async_context(
+        open_chain_side(settings, folder=folder, wallet=wallet, books=books, clock=SystemClock())
+    )
+
+
+def _ledger(settings: Settings, wallet: WalletSigner, books: Books) -> Rail:
+    return LedgerRail(
+        network=settings.network,
+        wallet=wallet,
+        books=books,
+        granted=settings.payment.grant,
+        deposit_cap=settings.payment.deposit_cap,
+    )
 
 
 async def _open_mesh(

@@ -1,0 +1,237 @@
+"""The node's side of a chain: the rail, the stake behind our offers, and who else has one.
+
+Imported only when a chain is configured. What happens on the chain is `contracts`; here it meets the
+node's settings, its books and the market's question, "may this provider see a shared prompt?".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from contracts.channels import OnChain
+from contracts.deployments import read_deployment
+from contracts.faucet import ask_faucet
+from contracts.faults import ChainError
+from contracts.keeping import FileKeeper
+from contracts.rail import RailTerms
+from contracts.rails import ChainParts, open_chain_rail
+from contracts.sender import SendTerms
+from contracts.settlement import SettlePolicy
+from contracts.staking import Stake, Staking
+from contracts.staking import Tier as StakeTier
+from contracts.tokens import Token
+from market.errors import InsufficientFunds, NodeMisconfigured
+from market.identity import Binding, PeerId, WalletSigner
+from market.money import OCTO, format_octo
+from market.offer import CheckedOffer, Tier
+from market.ports import Books, Clock
+from market.purse import Purse
+from market.signing import address_text
+from market.till import Till
+from node.folder import Folder
+from node.settings import Settings
+
+log = structlog.get_logger()
+
+LOW_GAS_WEI = 10**16
+"""Some hundred transactions at 2 gwei; below it a devnet node asks the faucet."""
+STAKE_FRESH_S = 30.0
+
+_STAKE_TIERS = {
+    Tier.CONSUMER: StakeTier.CONSUMER,
+    Tier.PROSUMER: StakeTier.PROSUMER,
+    Tier.ENTERPRISE: StakeTier.ENTERPRISE,
+}
+
+
+class Stakes:
+    """Which providers are staked for the tier they offer: asked of the chain, remembered for a while."""
+
+    def __init__(self, staking: Staking) -> None:
+        self._staking = staking
+        self._known: dict[tuple[bytes, Tier, bytes], tuple[float, str | None]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def vet(self, checked: CheckedOffer) -> str | None:
+        """Why this provider gets no shared prompts, as of now; a provider that was never looked at waits."""
+        offer, binding = checked.offer, checked.binding
+        key = (binding.wallet, offer.tier, binding.receipt_key)
+        asked_s, reason = self._known.get(key, (0.0, "its stake is being looked up; try again in a second"))
+        if time.monotonic() - asked_s > STAKE_FRESH_S:
+            self._known[key] = (time.monotonic(), reason)
+            task = asyncio.create_task(self._ask(key))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        return reason
+
+    async def look(self, checked: CheckedOffer) -> None:
+        """Ask the chain about an offer before anybody wants to buy."""
+        binding = checked.binding
+        key = (binding.wallet, checked.offer.tier, binding.receipt_key)
+        if key not in self._known:
+            await self._ask(key)
+
+    async def _ask(self, key: tuple[bytes, Tier, bytes]) -> None:
+        wallet, tier, receipt_key = key
+        try:
+            active = await self._staking.is_active(wallet, _STAKE_TIERS[tier])
+            bound = (await self._staking.identity_of(wallet)).receipt_signer
+        except ChainError as error:
+            log.info("stake_not_seen", wallet=address_text(wallet), why=error.message)
+            self._known.pop(key, None)
+            return
+        reason = None
+        if not active:
+            reason = f"has no stake for the {tier} tier"
+        elif bound != receipt_key:
+            reason = "its stake answers for another receipt key than its offer's"
+        self._known[key] = (time.monotonic(), reason)
+
+
+class Closing:
+    """Tells purse and till, which are made after the rail, when a channel closes on chain."""
+
+    def __init__(self) -> None:
+        self.purse: Purse | None = None
+        self.till: Till | None = None
+
+    async def __call__(self, channel_id: bytes, state: OnChain) -> None:
+        if self.purse is not None:
+            await self.purse.closing(channel_id, closed=state.closed)
+        if self.till is not None:
+            await self.till.closing(channel_id, closed=state.closed)
+
+
+class ChainSide:
+    """What the node does with its chain, beyond the rail's port."""
+
+    def __init__(
+        self, parts: ChainParts, staking: Staking, wallet: WalletSigner, *, url: str, closing: Closing
+    ) -> None:
+        self.parts = parts
+        self.closing = closing
+        self.staking = staking
+        self.stakes = Stakes(staking)
+        self._octo = Token(parts.chain, parts.deployment, "Octo")
+        self._octo_a = Token(parts.chain, parts.deployment, "OctoA")
+        self._wallet = wallet
+        self._url = url
+
+    async def fill(self, *, octo_a: int = 0) -> None:
+        """On a devnet: draw from the faucet when there is too little gas, OCTO or OCTO-A."""
+        wallet = self._wallet.address
+        gas, octo, staked = (
+            await self.parts.chain.balance(wallet),
+            await self._octo.balance(wallet),
+            await self._octo_a.balance(wallet),
+        )
+        if gas < LOW_GAS_WEI or octo < OCTO or staked < octo_a:
+            await ask_faucet(self._url, wallet)
+            log.info("faucet_drawn", wallet=address_text(wallet))
+
+    async def ensure_stake(self, tier: Tier, receipt_key: WalletSigner, binding: Binding) -> None:
+        """Bond what the tier asks for and bind the receipt key, as far as it is not done. Raises InsufficientFunds."""
+        wallet, wanted = self._wallet.address, _STAKE_TIERS[tier]
+        held = await self.staking.stake_of(wallet)
+        missing = await self.staking.minimum_of(wanted) - held.bonded
+        if missing > 0:
+            have = await self._octo_a.balance(wallet)
+            if have < missing:
+                raise InsufficientFunds(
+                    f"the {tier} tier takes a stake of {_octo_a(held.bonded + missing)}; bonded are"
+                    f" {_octo_a(held.bonded)}, the wallet has {_octo_a(have)}.",
+                    next_step=f"Send OCTO-A to {address_text(wallet)}, or start with chain.stake = false and serve"
+                    " public tasks only.",
+                )
+            permit = await self._octo_a.permit(self._wallet, spender=self.staking.contract.address, amount=missing)
+            await self.parts.sender.send(self.staking.stake(wanted, missing, permit))
+            log.info("staked", tier=str(tier), amount=_octo_a(missing))
+        elif held.tier < wanted:
+            await self.parts.sender.send(self.staking.change_tier(wanted))
+        identity = await self.staking.identity_of(wallet)
+        if identity.receipt_signer != receipt_key.address:
+            await self.parts.sender.send(
+                self.staking.bind(
+                    staker=wallet, nonce=identity.nonce, receipt_key=receipt_key, peer=PeerId(binding.peer)
+                )
+            )
+            log.info("stake_bound", receipt_key=address_text(receipt_key.address))
+
+    async def unstake(self, amount: int) -> Stake:
+        await self.parts.sender.send(self.staking.unstake(amount))
+        return await self.staking.stake_of(self._wallet.address)
+
+    async def withdraw(self) -> Stake:
+        await self.parts.sender.send(self.staking.withdraw())
+        return await self.staking.stake_of(self._wallet.address)
+
+    def facts(self) -> dict[str, Any]:
+        """For `status`: where we settle, and how the chain is; the endpoint by its host only."""
+        health = self.parts.chain.health
+        deployment = self.parts.deployment
+        return {
+            "chain_id": deployment.chain_id,
+            "host": self.parts.chain.host,
+            "state": health.state,
+            "contracts": {name: one.address for name, one in deployment.contracts.items()},
+        }
+
+    async def stake_facts(self) -> dict[str, Any]:
+        wallet = self._wallet.address
+        held = await self.staking.stake_of(wallet)
+        identity = await self.staking.identity_of(wallet)
+        return {
+            "wallet": address_text(wallet),
+            "tier": held.tier.name.lower(),
+            "bonded": held.bonded,
+            "unbonding": held.unbonding,
+            "release_at_s": held.release_at,
+            "receipt_key": address_text(identity.receipt_signer) if any(identity.receipt_signer) else None,
+            "octo_a": await self._octo_a.balance(wallet),
+            "gas_wei": await self.parts.chain.balance(wallet),
+        }
+
+
+def _octo_a(amount: int) -> str:
+    return format_octo(amount).replace("OCTO", "OCTO-A")
+
+
+@asynccontextmanager
+async def open_chain_side(
+    settings: Settings, *, folder: Folder, wallet: WalletSigner, books: Books, clock: Clock
+) -> AsyncIterator[ChainSide]:
+    """The rail and the stake registry of the chain in the settings. Raises NodeMisconfigured or WrongChain."""
+    chain, payment = settings.chain, settings.payment
+    if chain.url is None or chain.deployment is None:
+        raise NodeMisconfigured(
+            "chain.url needs chain.deployment, the file that says where the contracts are.",
+            next_step="`octo-node contracts deploy` writes one.",
+        )
+    url, closing = chain.url.get_secret_value(), Closing()
+    async with open_chain_rail(
+        url,
+        deployment=await asyncio.to_thread(read_deployment, chain.deployment),
+        network=settings.network,
+        wallet=wallet,
+        books=books,
+        clock=clock,
+        keepers=lambda name: FileKeeper(folder.path("chain", f"{name}.json")),
+        terms=RailTerms(deposit_cap=payment.deposit_cap, away_limit=payment.credit * 100),
+        policy=SettlePolicy(worth=chain.settle_at, age_s=chain.settle_after_s, dust=chain.settle_dust),
+        send_terms=SendTerms(confirmations=chain.confirmations),
+        on_closing=closing,
+    ) as parts:
+        side = ChainSide(parts, Staking(parts.chain, parts.deployment), wallet, url=url, closing=closing)
+        if chain.faucet:
+            await side.fill(octo_a=await _stake_wanted(side))
+        yield side
+
+
+async def _stake_wanted(side: ChainSide) -> int:
+    return await side.staking.minimum_of(StakeTier.CONSUMER)
