@@ -114,12 +114,16 @@ class Chain:
                     await self.check()
         try:
             if len(calls) == 1:
-                return [await self._rpc.call(calls[0][0], *calls[0][1])]
-            return await self._rpc.batch(calls)
+                answers = [await self._rpc.call(calls[0][0], *calls[0][1])]
+            else:
+                answers = await self._rpc.batch(calls)
         except ChainAway as away:
             self._checked = False
             self.health = Health(state="away", detail=away.message, head=self.health.head)
             raise
+        if self.health.state not in ("up", "slow", "stalled"):
+            self.health = Health(state="up", head=self.health.head)
+        return answers
 
     # ---- what is there ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ once the chain has counted past it, and the call is simulated and sent anew with
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -211,7 +212,9 @@ class Sender:
                 f"gas costs {(head.base_fee + tip) / GWEI:.1f} gwei, over the cap of {self._terms.max_fee / GWEI:.1f}.",
                 next_step="Wait, or raise chain.max_fee_gwei.",
             )
-        return Fees(max_fee=min(2 * head.base_fee + tip, self._terms.max_fee), tip=tip)
+        # A few wei of chance in what may be paid, not in what is: two programs with one key would else sign the very
+        # same bytes for the same call, and each take the one transaction for its own.
+        return Fees(max_fee=min(2 * head.base_fee + tip, self._terms.max_fee) + secrets.randbelow(1 << 16), tip=tip)
 
     def _empty(self) -> GasPurseEmpty:
         return GasPurseEmpty(

@@ -29,6 +29,13 @@ class Token:
         balance: int = await self.contract.read("balanceOf", owner)
         return balance
 
+    async def allowance(self, owner: bytes, spender: bytes) -> int:
+        allowance: int = await self.contract.read("allowance", owner, spender)
+        return allowance
+
+    def approve(self, spender: bytes, amount: int) -> Call:
+        return self.contract.call("approve", spender, amount)
+
     def transfer(self, to: bytes, amount: int) -> Call:
         return self.contract.call("transfer", to, amount)
 
