@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -70,12 +70,16 @@ class Stakes:
             task.add_done_callback(self._asking.discard)
         return reason
 
-    async def look(self, checked: CheckedOffer) -> None:
-        """Ask the chain about an offer before anybody wants to buy."""
-        binding = checked.binding
-        key = (binding.wallet, checked.offer.tier, binding.receipt_key)
-        if key not in self._known:
-            await self._ask(key)
+    async def watch(
+        self, offers: Callable[[], Sequence[CheckedOffer]], changed: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Look at new providers as they are heard of, before anybody wants to buy; until cancelled."""
+        while True:
+            for checked in offers():
+                key = (checked.binding.wallet, checked.offer.tier, checked.binding.receipt_key)
+                if key not in self._known:
+                    await self._ask(key)
+            await changed()
 
     async def _ask(self, key: tuple[bytes, Tier, bytes]) -> None:
         wallet, tier, receipt_key = key

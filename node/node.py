@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from market.buyer import Buyer
 from market.identity import Binding, PeerId, SignedBinding
 from market.offer import CheckedOffer
 from market.ports import Balances, Rail
 from market.record import ReceiptRecord
+
+if TYPE_CHECKING:
+    from node.chain import ChainSide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,10 @@ class Node(Protocol):
 
     @property
     def rail_name(self) -> str: ...
+
+    @property
+    def chain(self) -> ChainSide | None:
+        """The chain we settle on; None on the local ledger."""
 
     def addresses(self) -> Sequence[str]:
         """Multiaddrs, peer id included, that another node can join."""

@@ -234,6 +234,8 @@ async def open_node(
         folder.announce(api=node.url, token_file=api_keys.token_file)
 
         _run(stack, catalog.watch(), "catalog")
+        if chain is not None:
+            _run(stack, chain.stakes.watch(mesh.offers, lambda: mesh.wait_for_change(mesh.version)), "stakes")
         if settings.provide:
             await stack.enter_async_context(
                 provide(
