@@ -99,17 +99,29 @@ class Stakes:
 
 
 class Closing:
-    """Tells purse and till, which are made after the rail, when a channel closes on chain."""
+    """Tells purse and till when a channel closes on chain. They are made after the rail: what comes before
+    them waits."""
 
     def __init__(self) -> None:
-        self.purse: Purse | None = None
-        self.till: Till | None = None
+        self._money: tuple[Purse, Till] | None = None
+        self._waiting: list[tuple[bytes, bool]] = []
+
+    async def attach(self, purse: Purse, till: Till) -> None:
+        self._money = purse, till
+        waiting, self._waiting = self._waiting, []
+        for channel_id, closed in waiting:
+            await self._tell(channel_id, closed=closed)
 
     async def __call__(self, channel_id: bytes, state: OnChain) -> None:
-        if self.purse is not None:
-            await self.purse.closing(channel_id, closed=state.closed)
-        if self.till is not None:
-            await self.till.closing(channel_id, closed=state.closed)
+        if self._money is None:
+            self._waiting.append((channel_id, state.closed))
+        else:
+            await self._tell(channel_id, closed=state.closed)
+
+    async def _tell(self, channel_id: bytes, *, closed: bool) -> None:
+        assert self._money is not None
+        for side in self._money:
+            await side.closing(channel_id, closed=closed)
 
 
 class ChainSide:

@@ -24,7 +24,7 @@ from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms, all_vetted
 from market.deal import DealParts
 from market.errors import NodeMisconfigured
-from market.identity import WalletSigner, check_binding
+from market.identity import Binding, SignedBinding, WalletSigner, check_binding
 from market.ports import Books, Clock, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
 from market.purse import Purse
@@ -40,7 +40,7 @@ from node.catalog import MeshCatalog
 from node.clock import SystemClock
 from node.config import wallet_password
 from node.folder import Folder, open_folder
-from node.keys import make_binding, open_keys
+from node.keys import Keys, make_binding, open_keys
 from node.listening import open_site
 from node.offering import Offering
 from node.own_network import OwnNetwork
@@ -81,11 +81,7 @@ async def open_node(
     async with AsyncExitStack() as stack:
         # What this node is.
         folder = stack.enter_context(open_folder(settings.data_dir))
-        password = wallet_password(settings)
-        keys = await asyncio.to_thread(open_keys, folder, password=password, ask_password=ask_password)
-        key = PeerKey(keys.peer_seed)
-        signed_binding = make_binding(keys, peer=key, folder=folder, network=settings.network, now_ms=clock.now_ms())
-        binding = check_binding(signed_binding, network=settings.network, now_ms=clock.now_ms())
+        keys, key, signed_binding, binding = await _identify(settings, folder, clock, ask_password)
         api_keys, first_api_key = open_api_keys(folder)
         hardware = await asyncio.to_thread(detect_hardware)
 
@@ -98,26 +94,9 @@ async def open_node(
         # How it pays and is paid.
         chain = await _open_chain(stack, settings, folder, keys.wallet, books) if rail is None else None
         rail = rail or (chain.parts.rail if chain is not None else _ledger(settings, keys.wallet, books))
-        purse = Purse(
-            network=settings.network,
-            wallet=binding.wallet,
-            rail=rail,
-            books=books,
-            session_keys=keys.session_key,
-            random=os.urandom,
-            deposit=settings.payment.deposit,
-        )
-        till = Till(
-            network=settings.network,
-            wallet=binding.wallet,
-            rail=rail,
-            books=books,
-            credit_limit=settings.payment.credit,
-        )
-        await purse.load()
-        await till.load()
+        purse, till = await _open_money(settings, keys, rail, books)
         if chain is not None:
-            chain.closing.purse, chain.closing.till = purse, till
+            await chain.closing.attach(purse, till)
 
         # What it sells.
         verifier = ReceiptVerifier()
@@ -256,6 +235,40 @@ async def open_node(
         node.ready = True
         log.info("node_ready", peer=node.peer, api=node.url, models=len(providing.offers()))
         yield node
+
+
+async def _identify(
+    settings: Settings, folder: Folder, clock: Clock, ask_password: Callable[[], str] | None
+) -> tuple[Keys, PeerKey, SignedBinding, Binding]:
+    """The folder's keys, and the binding that makes them one party."""
+    password = wallet_password(settings)
+    keys = await asyncio.to_thread(open_keys, folder, password=password, ask_password=ask_password)
+    key = PeerKey(keys.peer_seed)
+    signed = make_binding(keys, peer=key, folder=folder, network=settings.network, now_ms=clock.now_ms())
+    return keys, key, signed, check_binding(signed, network=settings.network, now_ms=clock.now_ms())
+
+
+async def _open_money(settings: Settings, keys: Keys, rail: Rail, books: Books) -> tuple[Purse, Till]:
+    """The channels that we pay from and those that pay us, as the books hold them."""
+    purse = Purse(
+        network=settings.network,
+        wallet=keys.wallet.address,
+        rail=rail,
+        books=books,
+        session_keys=keys.session_key,
+        random=os.urandom,
+        deposit=settings.payment.deposit,
+    )
+    till = Till(
+        network=settings.network,
+        wallet=keys.wallet.address,
+        rail=rail,
+        books=books,
+        credit_limit=settings.payment.credit,
+    )
+    await purse.load()
+    await till.load()
+    return purse, till
 
 
 async def _open_chain(
