@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin
 
-.PHONY: help setup model demo test test-all lint bench docs lock clean
+.PHONY: help setup model demo chain-tools test test-all lint bench artifacts slither docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -21,10 +21,13 @@ model: setup ## the default model, downloaded and requantised into .cache/models
 demo: model ## a small real market on this machine: prompt, negotiation, answer, receipt, payment
 	@$(RUN)/octo-node demo
 
-test: model ## the tests (no heavy ones)
+chain-tools: setup ## the contracts' compiler, libraries and test chain, into contracts/node_modules
+	@$(RUN)/python scripts/chain_tools.py
+
+test: model chain-tools ## the tests (no heavy ones)
 	@$(RUN)/python -m pytest -m "not heavy" --durations=10
 
-test-all: model ## all tests, the heavy ones too
+test-all: model chain-tools ## all tests, the heavy ones too
 	@$(RUN)/python -m pytest --durations=10
 
 lint: setup ## ruff, format, mypy --strict
@@ -35,6 +38,13 @@ lint: setup ## ruff, format, mypy --strict
 bench: model ## each figure beside its rival's, from the same run
 	@$(RUN)/python -m bench && $(RUN)/python -m bench.figures
 
+artifacts: chain-tools ## the contracts' artefacts and gas figures, made anew from contracts/src
+	@PATH="$(CURDIR)/.cache/node/bin:$$PATH" node contracts/build.mjs
+	@$(RUN)/python scripts/forge.py
+
+slither: chain-tools ## static analysis of the contracts
+	@$(RUN)/python scripts/slither.py
+
 docs: setup ## links, and make targets named in the docs
 	@$(RUN)/python scripts/check_docs.py
 
@@ -42,5 +52,5 @@ lock: setup ## resolve pyproject.toml anew into requirements/
 	@$(PYTHON) scripts/lock.py
 
 clean: ## remove what the set-up made
-	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info contracts/node_modules contracts/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-// node build.mjs [--check] [--out FOLDER]: src/*.sol -> artifacts/<Contract>.json, the same bytes on every machine.
+// node build.mjs [--check] [--out FOLDER] [--allow-warnings]: src/*.sol -> artifacts/<Contract>.json, the same bytes on every machine.
 //
 // An artefact is what the Python package needs (ABI, bytecode, deployed bytecode and where its immutables lie) and what
 // a reader needs to build it again: compiler, settings, the sha-256 of each source. --check writes nothing and exits
@@ -54,7 +54,9 @@ const input = {
 const output = JSON.parse(solc.compile(JSON.stringify(input)));
 // A warning of ours is a fault as well; libraries warn of keywords to come.
 const faults = (output.errors ?? []).filter(
-  (message) => message.severity === "error" || !message.sourceLocation?.file.startsWith("@"),
+  (message) =>
+    message.severity === "error" ||
+    !(flags.includes("--allow-warnings") || message.sourceLocation?.file.startsWith("@")),
 );
 for (const message of faults) console.error(message.formattedMessage);
 if (faults.length) process.exit(2);

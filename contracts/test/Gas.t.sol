@@ -6,8 +6,8 @@ import {IStakeRegistry} from "../src/interfaces/IStakeRegistry.sol";
 import {Market} from "./utils/Market.sol";
 
 /// @title What each call costs as a transaction of its own: 21,000 and calldata included, storage cold
-/// @dev Written to build/snapshots; tests/contracts/test_forge.py compares that with contracts/snapshots. Salts and roots
-/// are hashes, because zero bytes in calldata cost a quarter.
+/// @dev Written to build/snapshots; tests/contracts/test_forge.py compares that with contracts/snapshots/gas.json, which
+/// `make artifacts` writes anew. Salts, roots and addresses are full, because zero bytes in calldata cost a quarter.
 /// forge-config: default.isolate = true
 contract GasTest is Market {
     function setUp() public override {
@@ -59,11 +59,11 @@ contract GasTest is Market {
     }
 
     function test_batches() external {
-        redeemMany(10, "channel: redeem, each of a batch of 10");
-        redeemMany(100, "channel: redeem, each of a batch of 100");
+        redeemMany(10);
+        redeemMany(100);
     }
 
-    function redeemMany(uint256 n, string memory name) private {
+    function redeemMany(uint256 n) private {
         IPaymentChannels.Voucher[] memory all = new IPaymentChannels.Voucher[](n);
         for (uint256 i = 0; i < n; i++) {
             openChannel(salt(n + i), 100 ether);
@@ -71,7 +71,7 @@ contract GasTest is Market {
         }
         vm.prank(PAYEE);
         channels.redeemBatch(PAYEE, all);
-        vm.snapshotGasLastCall("whole", name);
+        vm.snapshotGasLastCall("batches", vm.toString(n));
     }
 
     function test_requestClose() external {
@@ -115,6 +115,7 @@ contract GasTest is Market {
         snap("stake: slash for equivocation");
     }
 
+    /// @dev What a channel is held against.
     function test_transfer() external {
         vm.prank(payer);
         octo.transfer(PAYEE, 1.23456789 ether);

@@ -12,8 +12,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 @pytest.fixture(scope="session")
 def forge_tool() -> ModuleType:
-    """scripts/contract_gas.py, by file: scripts/ is no package."""
-    spec = importlib.util.spec_from_file_location("octo_scripts_contract_gas", SCRIPTS / "contract_gas.py")
+    """scripts/forge.py, by file: scripts/ is no package."""
+    spec = importlib.util.spec_from_file_location("octo_scripts_forge", SCRIPTS / "forge.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
