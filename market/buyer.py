@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from market.deal import Deal, DealParts
+from market.deal import Deal
 from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
 from market.identity import PeerId
 from market.money import format_octo
 from market.offer import CheckedOffer
+from market.parts import DealParts
 from market.ports import Network, Tokenizers
 from market.reception import Outcome
 from market.routing import Choice, Needs, Policy, choose

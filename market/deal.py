@@ -11,7 +11,7 @@ import asyncio
 import structlog
 
 from market.errors import EncodingInvalid, InsufficientFunds, OctoError, PeerBrokeProtocol, PeerRefused, RequestInvalid
-from market.identity import Binding, PeerId, SignedBinding, check_binding
+from market.identity import Binding, SignedBinding, check_binding
 from market.message import (
     Accept,
     CallForProposals,
@@ -23,48 +23,17 @@ from market.message import (
     TaskRequest,
 )
 from market.money import format_octo
-from market.ports import Clock, Conversation, Random, Standing, Tokenizer, Verifier
-from market.prepaid import PrepaidCap
-from market.purse import Purse, Spending
+from market.parts import DealParts
+from market.ports import Conversation, Tokenizer
+from market.purse import Spending
 from market.quote import Quote, SignedQuote, check_quote
-from market.reception import DealTerms, Emit, Outcome, Reception
+from market.reception import Emit, Outcome, Reception
 from market.routing import Candidate
 from market.talk import Talk
 from market.task import ChatTask, TaskId, prompt_digest
 from market.voucher import Opening, VoucherFrame
 
 log = structlog.get_logger()
-
-
-class DealParts:
-    """What every deal of a buyer shares."""
-
-    def __init__(
-        self,
-        *,
-        network: str,
-        peer: PeerId,
-        rail: str,
-        binding: SignedBinding,
-        purse: Purse,
-        verifier: Verifier,
-        standing: Standing,
-        clock: Clock,
-        random: Random,
-        prepaid: PrepaidCap,
-        terms: DealTerms,
-    ) -> None:
-        self.network = network
-        self.peer = peer
-        self.rail = rail
-        self.binding = binding
-        self.purse = purse
-        self.verifier = verifier
-        self.standing = standing
-        self.clock = clock
-        self.random = random
-        self.prepaid = prepaid
-        self.terms = terms
 
 
 class Deal:

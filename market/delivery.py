@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import structlog
 
 from market.errors import OctoError, PaymentRefused
 from market.message import TOKENS_PER_FRAME_LIMIT, Cancel, Payment, Queued, TaskResponse, TickReceipt, Tokens
+from market.parts import SellerParts
 from market.ports import Engine, Job, Tokenizer
 from market.quote import SignedQuote
 from market.receipt import Receipt, sign_receipt
@@ -24,9 +25,6 @@ from market.task import ChatTask, TaskId
 from market.text import TextAssembler
 from market.till import Account
 from market.values import encode
-
-if TYPE_CHECKING:
-    from market.seller import Seller
 
 log = structlog.get_logger()
 
@@ -51,7 +49,7 @@ class Delivery:
         engine: Engine,
         tokenizer: Tokenizer,
         account: Account,
-        seller: Seller,
+        seller: SellerParts,
         priority: int,
     ) -> None:
         self._talk = talk

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
-from typing import TYPE_CHECKING
 
 import structlog
 
 from market.errors import OctoError, PeerBrokeProtocol
 from market.identity import Binding, PeerId, SignedBinding
 from market.message import Cancel, Payment, TaskResponse, TickReceipt, Tokens
+from market.parts import DealParts
 from market.ports import Expectation, Tokenizer
+from market.purse import Spending
 from market.quote import SignedQuote
 from market.receipt import Receipt, SignedReceipt
 from market.record import Commitment, ReceiptRecord, record_of
@@ -26,24 +27,10 @@ from market.text import TextAssembler
 from market.values import encode, value
 from market.voucher import VoucherFrame
 
-if TYPE_CHECKING:
-    from market.deal import DealParts
-    from market.purse import Spending
-
 log = structlog.get_logger()
 
 Emit = Callable[[str, int], None]
 """Takes a piece of text that may be shown, and how many tokens it took."""
-
-
-@value
-class DealTerms:
-    """Seconds to wait: for a proposal, between two messages of a running task, and for the last receipt
-    after cancelling."""
-
-    propose_timeout_s: float = 5.0
-    token_timeout_s: float = 15.0
-    settle_timeout_s: float = 5.0
 
 
 @value

@@ -6,75 +6,23 @@ only; the money rules stand in `market.till` and `market.channel`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import structlog
 
 from market.delivery import Delivery
 from market.errors import EngineFailed, OctoError, PaymentRefused, PeerBrokeProtocol, PeerGone, RequestInvalid
-from market.identity import Binding, PeerId, SignedBinding, WalletSigner, check_binding
+from market.identity import Binding, check_binding
 from market.message import Accept, CallForProposals, Counter, Propose, Refuse, Reject, TaskError, TaskRequest
-from market.offer import ModelOffer
-from market.ports import Books, Clock, Conversation, Engine, Tokenizer, Verifier
+from market.parts import SellerParts, Served
+from market.ports import Conversation
 from market.quote import Quote, SignedQuote, sign_quote
 from market.talk import Talk
 from market.task import ChatTask, may_fit, prompt_digest
-from market.till import Account, Till
-from market.values import value
+from market.till import Account
 
 log = structlog.get_logger()
 
 
-@value
-class SellerTerms:
-    """`floor_percent`: a counter at or above this share of our price is accepted. Times in seconds."""
-
-    tick_tokens: int = 64
-    tick_s: float = 2.0
-    quote_ttl_s: float = 30.0
-    waiting_limit: int = 64
-    floor_percent: int = 100
-    step_timeout_s: float = 15.0
-    payment_timeout_s: float = 10.0
-
-
-class Served:
-    """A model this node serves now: what it offers, what runs it, what reads and writes its tokens."""
-
-    def __init__(self, model: ModelOffer, engine: Engine, tokenizer: Tokenizer) -> None:
-        self.model = model
-        self.engine = engine
-        self.tokenizer = tokenizer
-
-
-class Seller:
-    def __init__(
-        self,
-        *,
-        network: str,
-        peer: PeerId,
-        binding: SignedBinding,
-        receipt_key: WalletSigner,
-        rail: str,
-        served: Callable[[], Mapping[str, Served]],
-        till: Till,
-        books: Books,
-        verifier: Verifier,
-        clock: Clock,
-        terms: SellerTerms,
-    ) -> None:
-        self.network = network
-        self.peer = peer
-        self.binding = binding
-        self.receipt_key = receipt_key
-        self.rail = rail
-        self.served = served
-        self.till = till
-        self.books = books
-        self.verifier = verifier
-        self.clock = clock
-        self.terms = terms
-
+class Seller(SellerParts):
     async def serve(self, conversation: Conversation) -> None:
         """One task, whole. Never raises for what the client or the connection does: it is told, or gone."""
         try:

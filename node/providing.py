@@ -22,8 +22,8 @@ from inference.speed import measure_speed
 from market.errors import BlockInvalid, ContentUnavailable, NodeMisconfigured
 from market.identity import WalletSigner
 from market.offer import ModelOffer
+from market.parts import Served
 from market.ports import Engine
-from market.seller import Served
 from market.task import Mode
 from node.catalog import MeshCatalog
 from node.settings import Settings

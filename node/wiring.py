@@ -22,15 +22,14 @@ from inference.models.progress import OnProgress, quiet
 from inference.models.sources import open_content_session
 from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms, all_vetted
-from market.deal import DealParts
 from market.errors import NodeMisconfigured
 from market.identity import Binding, SignedBinding, WalletSigner, check_binding
+from market.parts import DealParts, DealTerms, SellerTerms
 from market.ports import Books, Clock, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
 from market.purse import Purse
-from market.reception import DealTerms
 from market.routing import Cheapest, Fastest, Policy, Reliable
-from market.seller import Seller, SellerTerms
+from market.seller import Seller
 from market.till import Till
 from node.api.content import content_app
 from node.api.limits import ApiLimits

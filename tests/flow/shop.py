@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 
 from market.buyer import Buyer, BuyerTerms, Order, Purchase
-from market.deal import DealParts
 from market.offer import ModelOffer, Offer, Tier, sign_offer
+from market.parts import DealParts, DealTerms, SellerTerms, Served
 from market.ports import Engine
 from market.prepaid import PrepaidCap
 from market.purse import Purse
-from market.reception import DealTerms
 from market.routing import Cheapest, Reliable
-from market.seller import Seller, SellerTerms, Served
+from market.seller import Seller
 from market.task import ChatMessage, Mode, Privacy, Sampling
 from market.testing import (
     ByteTokenizer,

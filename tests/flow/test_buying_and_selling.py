@@ -18,7 +18,7 @@ from market.errors import (
     PeerFailed,
     PromptTooLong,
 )
-from market.seller import SellerTerms
+from market.parts import SellerTerms
 from market.task import Privacy
 from market.testing import ByteTokenizer, ScriptedEngine
 
