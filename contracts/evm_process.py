@@ -100,7 +100,8 @@ def _controls(evm: Evm, rpc: EvmRpc) -> Extra:
         return hex(evm.head.block_number)
 
     async def increase_time(seconds: Any) -> str:
-        rpc.skew_s += int(seconds, 16) if isinstance(seconds, str) else int(seconds)
+        ahead_s = max(0, evm.head.timestamp - rpc.now())  # blocks at once run ahead of the clock
+        rpc.skew_s += ahead_s + (int(seconds, 16) if isinstance(seconds, str) else int(seconds))
         return hex(rpc.skew_s)
 
     return {"evm_mine": mine, "evm_increaseTime": increase_time}

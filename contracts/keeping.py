@@ -62,6 +62,7 @@ class FileKeeper:
     def _write(self, data: bytes) -> None:
         fresh = self._path.with_name(self._path.name + ".new")
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

@@ -192,12 +192,15 @@ class ChainRail:
 
     async def balances(self) -> Balances:
         """From the chain when it answers, else as it last was."""
+        ours = await self._ours()
+        ending = [c.id for c in ours if c.role == "payer" and (known := self._views.known(c.id)) and known.closing]
         try:
             self._balance = await self._octo.balance(self._wallet.address)
+            await self._views.look_newest(ending)  # or what came back would count as locked too
         except ChainError:
             log.debug("balance_is_old")
         locked = spent = earned = 0
-        for channel in await self._ours():
+        for channel in ours:
             on_chain = self._views.known(channel.id)
             if channel.role == "payee":
                 earned += channel.paid

@@ -29,7 +29,7 @@ from market.values import value
 log = structlog.get_logger()
 
 GWEI = 10**9
-_TRIES = 8
+_TRIES = 40
 
 
 @value
@@ -116,7 +116,7 @@ class Sender:
     async def _submit(self, call: Call, gas: int) -> SignedTransaction:
         """Sign with the next nonce and hand in, one at a time."""
         async with self._lock:
-            fees = Fees(max_fee=0, tip=0)
+            fees, outbid = Fees(max_fee=0, tip=0), -1
             for _ in range(_TRIES):
                 pending, usual = await asyncio.gather(self._chain.nonce(self.address, pending=True), self._fees())
                 # While nothing of ours is under way the chain is right, even if it counts less than we did.
@@ -132,12 +132,17 @@ class Sender:
                         raise self._empty() from None
                     if refused.nonce_used and await self._chain.receipt(sent.hash) is None:
                         self._next = 0
+                        await _give_way()
                         continue
                     if refused.underpriced:
-                        # A transaction of another program, or of an earlier run, waits with this nonce: go behind
-                        # it if the node counts it, and above it if not.
-                        self._next = nonce + 1 if pending > nonce else 0
-                        fees = fees.bumped(self._terms.bump_per_cent)
+                        # Another transaction waits with this nonce: go behind it once the node counts it. One that
+                        # it still does not count next time is stuck, and we pay more than it.
+                        if nonce == outbid:
+                            fees = fees.bumped(self._terms.bump_per_cent)
+                        self._next, outbid = 0, nonce
+                        if fees.max_fee > self._terms.max_fee:
+                            break
+                        await _give_way()
                         continue
                     if not (refused.known or refused.nonce_used):
                         raise explained(refused, what=call.what, abi=call.abi) from None
@@ -232,6 +237,11 @@ class Sender:
             except ChainAway:
                 pass
         return Reverted(call.what)
+
+
+async def _give_way() -> None:
+    """Two programs that contend for nonces step out of each other's time."""
+    await asyncio.sleep(secrets.randbelow(50) / 1000)
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ import secrets
 from dataclasses import replace
 
 import pytest
+from worlds import QUICK
 
 from contracts.abi import Abi
 from contracts.anvil import give
@@ -17,8 +18,6 @@ from contracts.transactions import Fees, Transaction, sign_transaction
 from market.errors import NodeMisconfigured
 from market.money import OCTO
 from market.signing import Secp256k1Signer
-
-from worlds import QUICK
 
 
 def coin(to: bytes, amount: int = 1) -> Call:
@@ -48,9 +47,12 @@ async def test_a_restarted_sender_goes_on_behind_the_last_nonce(world):
 
 async def test_two_programs_with_one_wallet_lose_nothing_and_send_nothing_twice(world):
     wallet, to = await world.wallet(), someone()
-    async with open_chain(world.url) as other_chain:
-        async with open_sender(world.chain, wallet, QUICK) as one, open_sender(other_chain, wallet, QUICK) as two:
-            await asyncio.gather(*(sender.send(coin(to)) for _ in range(15) for sender in (one, two)))
+    async with (
+        open_chain(world.url) as other_chain,
+        open_sender(world.chain, wallet, QUICK) as one,
+        open_sender(other_chain, wallet, QUICK) as two,
+    ):
+        await asyncio.gather(*(sender.send(coin(to)) for _ in range(15) for sender in (one, two)))
     assert await world.chain.balance(to) == 30
     assert await world.chain.nonce(wallet.address) == 30
 
