@@ -59,7 +59,7 @@ class TypedStruct:
             raise TypeError(f"{self.type_text} has {self._members} members, not {len(members)}")
         try:
             words = b"".join(
-                m.rjust(32, b"\0") if isinstance(m, bytes) else int(m).to_bytes(32, "big") for m in members
+                [m.rjust(32, b"\0") if isinstance(m, bytes) else int(m).to_bytes(32, "big") for m in members]
             )
         except OverflowError:  # A hostile quote: price times tokens may need more than 256 bits.
             raise EncodingInvalid(f"a number of {self.type_text.split('(')[0]} does not fit 256 bits.") from None
