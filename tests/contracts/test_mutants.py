@@ -50,7 +50,7 @@ def test_mutant_is_found(mutant: dict[str, str], copy: Path, forge_tool: ModuleT
     source.write_text(sound.replace(mutant["old"], mutant.get("new", "")))
     try:
         rebuild(copy)
-        found = forge_tool.test_results("--no-match-contract", "GasTest", folder=copy)
+        found = forge_tool.test_results("--match-test", f"^{mutant['red'].split('(')[0]}$", folder=copy)
     finally:
         source.write_text(sound)
     assert found[mutant["red"]]["status"] == "Failure", "forge did not see it"
