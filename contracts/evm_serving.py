@@ -25,6 +25,7 @@ log = structlog.get_logger()
 BODY_LIMIT_BYTES = 1024 * 1024
 BATCH_LIMIT = 200
 PERIOD_S = 1
+GATHER_S = 0.03  # an approval and what needs it, sent together, belong into one block
 IDLE_AFTER_S = 60
 IDLE_PERIOD_S = 10  # 60 MB of empty blocks a day would be 6 MB: nobody looks
 _LOCAL = {"127.0.0.1", "localhost", "[::1]"}
@@ -61,6 +62,7 @@ class BlockMaker:
             wait_s = 1.0 - time.time() % 1.0 if self._evm.has_waiting else (0.9 - time.time() % 1.0) % 1.0
             try:
                 await asyncio.wait_for(self._stirred.wait(), max(0.01, wait_s))
+                await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 continue
 

@@ -95,15 +95,20 @@ class Follower:
     async def _look_at(self, channel_ids: Iterable[bytes]) -> None:
         ids = sorted(channel_ids)
         states = dict(zip(ids, await self._views.look_newest(ids), strict=True))
+        for channel_id, state in states.items():
+            if state.closes_at != self._told.get(channel_id, 0):
+                await self._tell(channel_id, state)
         if any(state.closing for state in states.values()):
             await self._collector.settle()  # a voucher of a closing channel waits for nothing
-        for channel_id, state in states.items():
-            if state.closes_at == self._told.get(channel_id, 0):
-                continue
-            self._told[channel_id] = state.closes_at
-            log.info("channel_closing", channel=channel_id.hex(), closes_at=state.closes_at, closed=state.closed)
+
+    async def _tell(self, channel_id: bytes, state: OnChain) -> None:
+        log.info("channel_closing", channel=channel_id.hex(), closes_at=state.closes_at, closed=state.closed)
+        try:
             if self._on_closing is not None:
                 await self._on_closing(channel_id, state)
+            self._told[channel_id] = state.closes_at
+        except OctoError as error:  # told again next time; what is due is redeemed all the same
+            log.warning("closing_not_noted", channel=channel_id.hex(), why=error.message)
 
     async def _forget_openings(self) -> None:
         """What the books hold needs no note; nor does what has ended, or never came."""

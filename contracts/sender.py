@@ -155,7 +155,7 @@ class Sender:
     async def _tend(self, sent: SignedTransaction, call: Call, gas: int) -> TxReceipt | None:
         """The receipt, once confirmed; None when another transaction took the nonce."""
         started = broadcast = time.monotonic()
-        versions, wait_s, taken_since = [sent], 0.02, 0.0
+        versions, wait_s, taken_since, complaint = [sent], 0.02, 0.0, ""
         while time.monotonic() - started < self._terms.patience_s:
             try:
                 head = await self._chain.head()
@@ -174,7 +174,9 @@ class Sender:
                         versions.append(await self._again(versions[-1], call, gas))
                         broadcast = time.monotonic()
             except ChainError as error:
-                log.debug("transaction_waits", what=call.what, why=error.message)
+                if error.message != complaint:
+                    log.info("transaction_waits", what=call.what, nonce=sent.nonce, why=error.message)
+                complaint = error.message
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, self._terms.poll_s)
         raise ChainAway(
