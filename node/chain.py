@@ -16,38 +16,33 @@ import structlog
 
 from contracts.channels import OnChain
 from contracts.deployments import read_deployment
-from contracts.faucet import ask_faucet
 from contracts.faults import ChainError
 from contracts.keeping import FileKeeper
 from contracts.rail import RailTerms
 from contracts.rails import ChainParts, open_chain_rail
 from contracts.sender import SendTerms
 from contracts.settlement import SettlePolicy
-from contracts.staking import Stake, Staking
+from contracts.staking import Staking
 from contracts.staking import Tier as StakeTier
-from contracts.tokens import Token
-from market.errors import InsufficientFunds, NodeMisconfigured
-from market.identity import Binding, PeerId, WalletSigner
-from market.money import OCTO, format_octo
+from market.errors import NodeMisconfigured
+from market.identity import PeerId
+from market.money import OCTO
 from market.offer import CheckedOffer, Tier
 from market.ports import Books, Clock
 from market.purse import Purse
 from market.signing import address_text
 from market.till import Till
+from node.cashier import Cashier
 from node.folder import Folder
+from node.keys import Keys
 from node.settings import Settings
+from node.staker import STAKE_TIERS, Staker
 
 log = structlog.get_logger()
 
 LOW_GAS_WEI = 10**16
 """Some hundred transactions at 2 gwei; below it a devnet node asks the faucet."""
 STAKE_FRESH_S = 30.0
-
-_STAKE_TIERS = {
-    Tier.CONSUMER: StakeTier.CONSUMER,
-    Tier.PROSUMER: StakeTier.PROSUMER,
-    Tier.ENTERPRISE: StakeTier.ENTERPRISE,
-}
 
 
 class Stakes:
@@ -84,7 +79,7 @@ class Stakes:
     async def _ask(self, key: tuple[bytes, Tier, bytes]) -> None:
         wallet, tier, receipt_key = key
         try:
-            active = await self._staking.is_active(wallet, _STAKE_TIERS[tier])
+            active = await self._staking.is_active(wallet, STAKE_TIERS[tier])
             bound = (await self._staking.identity_of(wallet)).receipt_signer
         except ChainError as error:
             log.info("stake_not_seen", wallet=address_text(wallet), why=error.message)
@@ -128,64 +123,20 @@ class ChainSide:
     """What the node does with its chain, beyond the rail's port."""
 
     def __init__(
-        self, parts: ChainParts, staking: Staking, wallet: WalletSigner, *, url: str, closing: Closing
+        self, parts: ChainParts, staking: Staking, *, staker: Staker, cashier: Cashier, closing: Closing
     ) -> None:
         self.parts = parts
         self.closing = closing
         self.staking = staking
         self.stakes = Stakes(staking)
-        self._octo = Token(parts.chain, parts.deployment, "Octo")
-        self._octo_a = Token(parts.chain, parts.deployment, "OctoA")
-        self._wallet = wallet
-        self._url = url
+        self.staker = staker
+        self.cashier = cashier
 
     async def fill(self, *, octo_a: int = 0) -> None:
         """On a devnet: draw from the faucet when there is too little gas, OCTO or OCTO-A."""
-        wallet = self._wallet.address
-        gas, octo, staked = (
-            await self.parts.chain.balance(wallet),
-            await self._octo.balance(wallet),
-            await self._octo_a.balance(wallet),
-        )
-        if gas < LOW_GAS_WEI or octo < OCTO or staked < octo_a:
-            await ask_faucet(self._url, wallet)
-            log.info("faucet_drawn", wallet=address_text(wallet))
-
-    async def ensure_stake(self, tier: Tier, receipt_key: WalletSigner, binding: Binding) -> None:
-        """Bond what the tier asks for and bind the receipt key, as far as it is not done. Raises InsufficientFunds."""
-        wallet, wanted = self._wallet.address, _STAKE_TIERS[tier]
-        held = await self.staking.stake_of(wallet)
-        missing = await self.staking.minimum_of(wanted) - held.bonded
-        if missing > 0:
-            have = await self._octo_a.balance(wallet)
-            if have < missing:
-                raise InsufficientFunds(
-                    f"the {tier} tier takes a stake of {_octo_a(held.bonded + missing)}; bonded are"
-                    f" {_octo_a(held.bonded)}, the wallet has {_octo_a(have)}.",
-                    next_step=f"Send OCTO-A to {address_text(wallet)}, or start with chain.stake = false and serve"
-                    " public tasks only.",
-                )
-            permit = await self._octo_a.permit(self._wallet, spender=self.staking.contract.address, amount=missing)
-            await self.parts.sender.send(self.staking.stake(wanted, missing, permit))
-            log.info("staked", tier=str(tier), amount=_octo_a(missing))
-        elif held.tier < wanted:
-            await self.parts.sender.send(self.staking.change_tier(wanted))
-        identity = await self.staking.identity_of(wallet)
-        if identity.receipt_signer != receipt_key.address:
-            await self.parts.sender.send(
-                self.staking.bind(
-                    staker=wallet, nonce=identity.nonce, receipt_key=receipt_key, peer=PeerId(binding.peer)
-                )
-            )
-            log.info("stake_bound", receipt_key=address_text(receipt_key.address))
-
-    async def unstake(self, amount: int) -> Stake:
-        await self.parts.sender.send(self.staking.unstake(amount))
-        return await self.staking.stake_of(self._wallet.address)
-
-    async def withdraw(self) -> Stake:
-        await self.parts.sender.send(self.staking.withdraw())
-        return await self.staking.stake_of(self._wallet.address)
+        funds = await self.cashier.funds()
+        if funds.gas_wei < LOW_GAS_WEI or funds.octo < OCTO or funds.octo_a < octo_a:
+            await self.cashier.draw()
 
     def facts(self) -> dict[str, Any]:
         """For `status`: where we settle, and how the chain is; the endpoint by its host only."""
@@ -199,28 +150,12 @@ class ChainSide:
         }
 
     async def stake_facts(self) -> dict[str, Any]:
-        wallet = self._wallet.address
-        held = await self.staking.stake_of(wallet)
-        identity = await self.staking.identity_of(wallet)
-        return {
-            "wallet": address_text(wallet),
-            "tier": held.tier.name.lower(),
-            "bonded": held.bonded,
-            "unbonding": held.unbonding,
-            "release_at_s": held.release_at,
-            "receipt_key": address_text(identity.receipt_signer) if any(identity.receipt_signer) else None,
-            "octo_a": await self._octo_a.balance(wallet),
-            "gas_wei": await self.parts.chain.balance(wallet),
-        }
-
-
-def _octo_a(amount: int) -> str:
-    return format_octo(amount).replace("OCTO", "OCTO-A")
+        return await self.staker.facts()
 
 
 @asynccontextmanager
 async def open_chain_side(
-    settings: Settings, *, folder: Folder, wallet: WalletSigner, books: Books, clock: Clock
+    settings: Settings, *, folder: Folder, keys: Keys, peer: PeerId, tier: Tier, books: Books, clock: Clock
 ) -> AsyncIterator[ChainSide]:
     """The rail and the stake registry of the chain in the settings. Raises NodeMisconfigured or WrongChain."""
     chain, payment = settings.chain, settings.payment
@@ -234,7 +169,7 @@ async def open_chain_side(
         url,
         deployment=await asyncio.to_thread(read_deployment, chain.deployment),
         network=settings.network,
-        wallet=wallet,
+        wallet=keys.wallet,
         books=books,
         clock=clock,
         keepers=lambda name: FileKeeper(folder.path("chain", f"{name}.json")),
@@ -243,7 +178,14 @@ async def open_chain_side(
         send_terms=SendTerms(confirmations=chain.confirmations),
         on_closing=closing,
     ) as parts:
-        side = ChainSide(parts, Staking(parts.chain, parts.deployment), wallet, url=url, closing=closing)
+        staking = Staking(parts.chain, parts.deployment)
+        side = ChainSide(
+            parts,
+            staking,
+            staker=Staker(parts, staking, keys.wallet, tier=tier, receipt_key=keys.receipt, peer=peer),
+            cashier=Cashier(parts, books, wallet=keys.wallet.address, url=url, closing=closing),
+            closing=closing,
+        )
         if chain.faucet:
             await side.fill(octo_a=await _stake_wanted(side))
         yield side

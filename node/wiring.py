@@ -23,7 +23,8 @@ from inference.models.sources import open_content_session
 from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms, all_vetted
 from market.errors import NodeMisconfigured
-from market.identity import Binding, SignedBinding, WalletSigner, check_binding
+from market.identity import Binding, PeerId, SignedBinding, WalletSigner, check_binding
+from market.offer import Tier
 from market.parts import DealParts, DealTerms, SellerTerms
 from market.ports import Books, Clock, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
@@ -91,7 +92,9 @@ async def open_node(
         stack.callback(models.close)
 
         # How it pays and is paid.
-        chain = await _open_chain(stack, settings, folder, keys.wallet, books) if rail is None else None
+        chain = None
+        if rail is None:
+            chain = await _open_chain(stack, settings, folder, keys, peer=key.peer, tier=hardware.tier, books=books)
         rail = rail or (chain.parts.rail if chain is not None else _ledger(settings, keys.wallet, books))
         purse, till = await _open_money(settings, keys, rail, books)
         if chain is not None:
@@ -228,7 +231,7 @@ async def open_node(
                 )
             )
             if chain is not None and settings.chain.stake:
-                await chain.ensure_stake(hardware.tier, keys.receipt, binding)
+                await chain.staker.add()
             await offering.publish()
             _run(stack, offering.run(), "offering")
         node.ready = True
@@ -271,7 +274,7 @@ async def _open_money(settings: Settings, keys: Keys, rail: Rail, books: Books) 
 
 
 async def _open_chain(
-    stack: AsyncExitStack, settings: Settings, folder: Folder, wallet: WalletSigner, books: Books
+    stack: AsyncExitStack, settings: Settings, folder: Folder, keys: Keys, *, peer: PeerId, tier: Tier, books: Books
 ) -> ChainSide | None:
     """The chain that the settings name; what it takes (web access, ABIs) is loaded only then."""
     if settings.chain.url is None:
@@ -279,7 +282,7 @@ async def _open_chain(
     from node.chain import open_chain_side
 
     return await stack.enter_async_context(
-        open_chain_side(settings, folder=folder, wallet=wallet, books=books, clock=SystemClock())
+        open_chain_side(settings, folder=folder, keys=keys, peer=peer, tier=tier, books=books, clock=SystemClock())
     )
 
 

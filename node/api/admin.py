@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 from aiohttp import web
 
-from market.errors import RequestInvalid
+from market.errors import OctoError, RequestInvalid
 from market.offer import CheckedOffer, ModelOffer
 from market.record import ReceiptRecord
 from market.signing import address_text
@@ -24,7 +25,11 @@ from node.node import Node
 from verifier.receipt_file import encode, from_record
 
 RECEIPTS_LIMIT = 500
+CHAIN_S = 5.0
+"""How long the wallet's page waits for the chain."""
 _RECEIPT_TYPE = "application/vnd.ipld.dag-cbor"
+
+log = structlog.get_logger()
 
 
 class Admin:
@@ -71,17 +76,34 @@ class Admin:
         return _json({"peers": [dict(peer) for peer in self._node.peers()]})
 
     async def wallet(self, _request: web.Request) -> web.Response:
+        """`chain` is null on the local ledger; what it holds is null while the chain does not answer."""
         node = self._node
+        chain, balances = await asyncio.gather(self._wallet_on_chain(), node.balances())
         return _json(
             {
                 "rail": node.rail_name,
                 "peer": node.peer,
                 "wallet": address_text(node.binding.wallet),
                 "receipt_key": address_text(node.binding.receipt_key),
-                "balances": asdict(await node.balances()),
+                "balances": asdict(balances),
+                "chain": chain,
                 "channels": [dict(channel) for channel in await node.channels()],
             }
         )
+
+    async def _wallet_on_chain(self) -> dict[str, Any] | None:
+        chain = self._node.chain
+        if chain is None:
+            return None
+        held: dict[str, Any] = {"octo": None, "octo_a": None, "gas_wei": None}
+        stake: dict[str, Any] | None = None
+        try:
+            async with asyncio.timeout(CHAIN_S):
+                held = asdict(await chain.cashier.funds())
+                stake = await chain.staker.facts()
+        except (OctoError, TimeoutError) as error:
+            log.info("wallet_not_seen", why=str(error) or "the chain is too slow")
+        return {**chain.facts(), **held, "stake": stake}
 
     async def receipts(self, request: web.Request) -> web.Response:
         """The latest first; `?limit=` up to RECEIPTS_LIMIT."""

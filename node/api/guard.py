@@ -22,6 +22,8 @@ from node.api.limits import ApiLimits
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN_ROUTES = frozenset({"/healthz"})
+OWNER_ROUTES = frozenset({"/api/v1/stake", "/api/v1/channels/{id}/close", "/api/v1/settle", "/api/v1/wallet/faucet"})
+"""What moves the owner's money, unless it is a GET: API keys are handed to programs, which buy and no more."""
 _OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/@\[\]]{1,253})(?::\d{1,5})?")
 
@@ -74,8 +76,10 @@ class Guard:
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
         presented = presented.strip()
         if scheme.lower() == "bearer" and presented:
-            if self._keys.check_api_key(presented) or self._keys.check_cli_token(presented):
+            if self._keys.check_cli_token(presented):
                 return None
+            if self._keys.check_api_key(presented):
+                return _check_owner(request)
             message = "the API key is not one of this node's."
         else:
             message = "no API key came with the request."
@@ -90,6 +94,18 @@ class Guard:
             " start.",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def _check_owner(request: web.Request) -> web.Response | None:
+    resource = request.match_info.route.resource
+    if request.method in ("GET", "HEAD") or resource is None or resource.canonical not in OWNER_ROUTES:
+        return None
+    return refusal(
+        403,
+        "cli_token_required",
+        "an API key may not move this node's money.",
+        next_step="Use `octo-node` as the node's own user, or the token that lies in its data folder.",
+    )
 
 
 class Failures:

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from market.buyer import Order
-from market.errors import RequestInvalid
 from market.task import (
     LOGIT_BIAS_LIMIT,
     MAX_TOKENS_LIMIT,
@@ -27,11 +26,11 @@ from market.task import (
     Sampling,
     user_seed,
 )
+from node.api.bodies import Shape, parse_body
 
 CHOICES_LIMIT = 8
 STOPS_LIMIT = 4
 PARTS_LIMIT = 1024
-_MESSAGE_LIMIT = 400
 _UNSUPPORTED = "unsupported"
 _MEANS_NOTHING: tuple[object, ...] = (None, False, "", [], {}, "auto", "none", {"type": "text"}, ["text"])
 
@@ -95,19 +94,6 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)]
 
 
-class _Shape(BaseModel):
-    """Strict: the text "1" is no number. NaN and infinity are none either."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _know_all_names(self) -> Self:
-        # Not extra="forbid": a million unknown names would then cost a million error messages.
-        for name in self.model_extra or ():
-            raise PydanticCustomError("unknown", "this node knows no such parameter", {"param": name[:64]})
-        return self
-
-
 class Message(BaseModel):
     """Unknown fields are ignored: clients send back the answers that they got, with all that was in them."""
 
@@ -121,19 +107,19 @@ class Message(BaseModel):
     audio: Refused = None
 
 
-class StreamOptions(_Shape):
+class StreamOptions(Shape):
     include_usage: bool = False
     include_obfuscation: Ignored = None
 
 
-class OctoOptions(_Shape):
+class OctoOptions(Shape):
     """What OpenAI's API has no word for, as `extra_body={"octo": {…}}`."""
 
     privacy: Privacy | None = None
     mode: Mode = Mode.REALTIME
 
 
-class ChatRequest(_Shape):
+class ChatRequest(Shape):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=MESSAGES_LIMIT)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -213,29 +199,8 @@ class ChatRequest(_Shape):
 
 
 def parse_chat(data: bytes) -> ChatRequest:
-    """The request in a JSON body; raises RequestInvalid naming the first parameter that is wrong.
-
-    The parser is iterative and stops at 200 levels and at 4,300 digits; numbers beyond double are no numbers.
-    """
-    try:
-        return ChatRequest.model_validate_json(data)
-    except ValidationError as error:
-        # `include_input=False`: what was sent may be a prompt, and errors end up in logs.
-        first = error.errors(include_input=False, include_url=False)[0]
-    if first["type"] == "json_invalid":
-        raise RequestInvalid(f"the body is not valid JSON: {first['ctx']['error']}.")
-    if first["type"] == "model_type" and not first["loc"]:
-        raise RequestInvalid("the body should be a JSON object.")
-    path = [*first["loc"], *([first["ctx"]["param"]] if "param" in first.get("ctx", {}) else [])]
-    param = _path_text(path)
-    message = first["msg"][:1].lower() + first["msg"][1:_MESSAGE_LIMIT]
-    raise RequestInvalid(f"{param}: {message}.", param=param)
-
-
-def _path_text(path: list[int | str]) -> str:
-    """`messages[0].content`, as OpenAI writes it."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")[:200]
+    """The request in a JSON body; raises RequestInvalid naming the first parameter that is wrong."""
+    return parse_body(ChatRequest, data)
 
 
 def _micro(number: float) -> int:

@@ -17,6 +17,7 @@ from aiohttp import web
 from market.errors import ModelUnknown, OctoError
 from market.task import Privacy
 from node.api.admin import Admin
+from node.api.chain import ChainApi
 from node.api.errors import error_response, http_refusal, unknown_error
 from node.api.guard import OPEN_ROUTES, Guard, Handler
 from node.api.limits import ApiLimits
@@ -48,7 +49,8 @@ def create_api(
     guard = Guard(node, limits=limits, allowed_hosts=allowed_hosts, clock=time.monotonic)
     openai = OpenAi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)
     app = web.Application(middlewares=[edge.middleware, guard.middleware], client_max_size=limits.body_bytes)
-    app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes()])
+    chain = ChainApi(node, limits=limits)
+    app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes()])
     app.on_response_prepare.append(_add_headers)
     return app
 

@@ -190,6 +190,7 @@ class ScriptedNode:
         self.receipts = self
         self.rail = None
         self.rail_name = "ledger"
+        self.chain = None
         self.record = record()
         self.ready = True
         self.checked: list[str] = []
