@@ -64,6 +64,7 @@ class FileKeeper:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.fchmod(descriptor, 0o600)  # one that a kill left behind may have other rights
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
