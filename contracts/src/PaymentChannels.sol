@@ -128,9 +128,7 @@ contract PaymentChannels is IPaymentChannels, NetworkDomain {
         if (refund != 0) token.safeTransfer(terms.payer, refund);
     }
 
-    function _open(address payee, address sessionKey, bytes32 salt, uint256 amount)
-        private
-    {
+    function _open(address payee, address sessionKey, bytes32 salt, uint256 amount) private {
         if (payee == address(0) || sessionKey == address(0)) revert ZeroAddress();
         bytes32 channelId = _channelId(msg.sender, payee, sessionKey, salt);
         Slot storage slot = _channels[channelId];

@@ -121,8 +121,7 @@ contract StakeRegistry is IStakeRegistry, NetworkDomain {
         if (known.staker != msg.sender && _answers(known)) revert SignerTaken(receiptSigner, known.staker);
 
         Identity storage identity = _identities[msg.sender];
-        bytes32 digest =
-            Receipts.bindingDigest(domainSeparator(), msg.sender, receiptSigner, peer, identity.nonce);
+        bytes32 digest = Receipts.bindingDigest(domainSeparator(), msg.sender, receiptSigner, peer, identity.nonce);
         if (TypedData.signerOf(digest, signature.r, signature.vs) != receiptSigner) revert BadSignature();
 
         address before = identity.receiptSigner;

@@ -35,8 +35,7 @@ contract NetworkDomainTest is Market {
         (
             bytes1 fields,
             string memory name,
-            string memory version,
-            ,
+            string memory version,,
             address verifyingContract,
             bytes32 salt,
             uint256[] memory extensions

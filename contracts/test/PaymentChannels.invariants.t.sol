@@ -18,8 +18,13 @@ contract PaymentChannelsInvariants is Shipped {
         channels = deployChannels(octo, "octo-test", 1 days);
         handler = new ChannelsHandler(octo, channels);
         address[4] memory rich = [address(handler), handler.SPONSOR(), handler.payers(0), handler.payers(1)];
-        for (uint256 i = 0; i < rich.length; i++) octo.transfer(rich[i], 1_000_000 ether);
-        for (uint256 i = 0; i < 8; i++) handler.open(i, 100 ether); // a campaign has something to play with
+        for (uint256 i = 0; i < rich.length; i++) {
+            octo.transfer(rich[i], 1_000_000 ether);
+        }
+        // A campaign has something to play with.
+        for (uint256 i = 0; i < 8; i++) {
+            handler.open(i, 100 ether);
+        }
     }
 
     function targetContracts() external view returns (address[] memory targets) {

@@ -173,9 +173,7 @@ contract PaymentChannelsTest is Market {
             vm.expectRevert(abi.encodeWithSelector(IPaymentChannels.AmountOutOfRange.selector, amounts[i]));
             channels.topUp(id, amounts[i]);
         }
-        vm.expectRevert(
-            abi.encodeWithSelector(IPaymentChannels.AmountOutOfRange.selector, DEPOSIT + type(uint96).max)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IPaymentChannels.AmountOutOfRange.selector, DEPOSIT + type(uint96).max));
         channels.topUp(id, type(uint96).max);
     }
 
@@ -292,11 +290,8 @@ contract PaymentChannelsTest is Market {
         IPaymentChannels.Voucher memory v = voucher(1, 1 ether);
         uint256 order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141;
         // Zero; a high s that fits 255 bits; the high twin of a good one, which does not.
-        bytes32[3] memory seconds_ = [
-            bytes32(0),
-            bytes32(order / 2 + 1),
-            bytes32(order - (uint256(v.vs) & (type(uint256).max >> 1)))
-        ];
+        bytes32[3] memory seconds_ =
+            [bytes32(0), bytes32(order / 2 + 1), bytes32(order - (uint256(v.vs) & (type(uint256).max >> 1)))];
         for (uint256 i = 0; i < seconds_.length; i++) {
             v.vs = seconds_[i];
             refuse(IPaymentChannels.BadSignature.selector, 1);
@@ -363,7 +358,9 @@ contract PaymentChannelsTest is Market {
     }
 
     function test_batchSkipsStaleOverdrawnClosedAndRepeated() external {
-        for (uint256 i = 0; i < 4; i++) openChannel(i, DEPOSIT);
+        for (uint256 i = 0; i < 4; i++) {
+            openChannel(i, DEPOSIT);
+        }
         redeemAs(STRANGER, voucher(0, 5 ether));
         closeAs(PAYEE, 3);
         IPaymentChannels.Voucher[] memory all = new IPaymentChannels.Voucher[](6);
@@ -549,9 +546,7 @@ contract PaymentChannelsTest is Market {
     function test_challengePeriodHasBounds() external {
         uint64[2] memory periods = [uint64(0), 30 days + 1];
         for (uint256 i = 0; i < periods.length; i++) {
-            vm.expectRevert(
-                abi.encodeWithSelector(IPaymentChannels.ChallengePeriodOutOfRange.selector, periods[i])
-            );
+            vm.expectRevert(abi.encodeWithSelector(IPaymentChannels.ChallengePeriodOutOfRange.selector, periods[i]));
             this.deployWith(periods[i]);
         }
         vm.assertEq(channels.challengePeriod(), PERIOD);

@@ -18,7 +18,9 @@ contract StakeRegistryInvariants is Shipped {
         registry = deployRegistry(octoA, "octo-test");
         handler = new StakesHandler(octoA, registry);
         octoA.transfer(address(handler), 1_000_000 ether);
-        for (uint256 i = 0; i < 3; i++) octoA.transfer(handler.staker(i), 1_000_000 ether);
+        for (uint256 i = 0; i < 3; i++) {
+            octoA.transfer(handler.staker(i), 1_000_000 ether);
+        }
     }
 
     function targetContracts() external view returns (address[] memory targets) {
@@ -41,7 +43,9 @@ contract StakeRegistryInvariants is Shipped {
 
     function invariant_whatIsLostIsBurnedOrTheReporters() external view {
         uint256 lost;
-        for (uint256 i = 0; i < 3; i++) lost += handler.lost(handler.staker(i));
+        for (uint256 i = 0; i < 3; i++) {
+            lost += handler.lost(handler.staker(i));
+        }
         uint256 burned = 10 ** 28 - octoA.totalSupply();
         vm.assertEq(lost, burned + octoA.balanceOf(handler.REPORTER()), "slashed = burned + rewards");
     }

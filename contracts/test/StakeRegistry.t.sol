@@ -102,9 +102,7 @@ contract StakeRegistryTest is Market {
     function test_topUpAndChangeTier() external {
         provide(1_000 ether);
         vm.startPrank(PROVIDER);
-        vm.expectRevert(
-            abi.encodeWithSelector(IStakeRegistry.BelowTier.selector, PROSUMER, 5_000 ether, 1_000 ether)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IStakeRegistry.BelowTier.selector, PROSUMER, 5_000 ether, 1_000 ether));
         registry.changeTier(PROSUMER);
         registry.topUp(4_000 ether);
         vm.expectEmit(address(registry));
@@ -175,9 +173,7 @@ contract StakeRegistryTest is Market {
     function test_unstakeKeepsTheTiersMinimumOrTakesAll() external {
         provide(1_500 ether);
         vm.startPrank(PROVIDER);
-        vm.expectRevert(
-            abi.encodeWithSelector(IStakeRegistry.BelowTier.selector, CONSUMER, 1_000 ether, 999 ether)
-        );
+        vm.expectRevert(abi.encodeWithSelector(IStakeRegistry.BelowTier.selector, CONSUMER, 1_000 ether, 999 ether));
         registry.unstake(501 ether);
         vm.expectRevert(abi.encodeWithSelector(IStakeRegistry.NotStaked.selector, 1_500 ether));
         registry.unstake(1_501 ether);
@@ -284,9 +280,8 @@ contract StakeRegistryTest is Market {
     function test_equivocationCostsHalfTheReporterGetsATenthTheRestBurns() external {
         provide(1_000 ether);
         uint256 supply = octoA.totalSupply();
-        bytes32 fault = keccak256(
-            abi.encode(vm.addr(SIGNER), keccak256("channel"), keccak256(abi.encode("task", 1)), uint64(1))
-        );
+        bytes32 fault =
+            keccak256(abi.encode(vm.addr(SIGNER), keccak256("channel"), keccak256(abi.encode("task", 1)), uint64(1)));
         vm.expectEmit(address(registry));
         emit IStakeRegistry.Slashed(PROVIDER, STRANGER, fault, 500 ether, 50 ether);
         vm.assertEq(slashAs(STRANGER, SIGNER, 1), 50 ether);

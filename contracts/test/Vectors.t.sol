@@ -53,12 +53,13 @@ contract VectorsTest is Shipped {
             IStakeRegistry made = deployRegistry(IOctoA(address(1)), text("bindings", i, "network"));
             address registry = account("bindings", i, "registry");
             vm.etch(registry, address(made).code);
-            bytes32 digest = IStakeRegistry(registry).bindingDigest(
-                account("bindings", i, "staker"),
-                account("bindings", i, "receiptSigner"),
-                word("bindings", i, "peer"),
-                number("bindings", i, "nonce")
-            );
+            bytes32 digest = IStakeRegistry(registry)
+                .bindingDigest(
+                    account("bindings", i, "staker"),
+                    account("bindings", i, "receiptSigner"),
+                    word("bindings", i, "peer"),
+                    number("bindings", i, "nonce")
+                );
             same("bindings", i, digest);
         }
         vm.assertTrue(i > 3);

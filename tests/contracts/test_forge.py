@@ -90,6 +90,10 @@ def test_forge_makes_the_bytes_of_the_artefacts(forge_tool: ModuleType) -> None:
         assert sorted(map(str, map(parts, forges["abi"]))) == sorted(map(str, map(parts, ours["abi"])))
 
 
+def test_sources_are_formatted(forge_tool: ModuleType) -> None:
+    assert forge_tool.forge("fmt", "--check").stdout == ""
+
+
 def parts(entry: dict[str, Any]) -> tuple[str, str, list[str]]:
     """Kind, name, types: forge lists an ABI in another order."""
     return entry["type"], entry.get("name", ""), [argument["type"] for argument in entry.get("inputs", [])]

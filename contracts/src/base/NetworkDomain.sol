@@ -37,7 +37,6 @@ abstract contract NetworkDomain is INetworkDomain {
             uint256[] memory extensions
         )
     {
-        return
-            (hex"17", TypedData.NAME, TypedData.VERSION, block.chainid, address(0), networkSalt, new uint256[](0));
+        return (hex"17", TypedData.NAME, TypedData.VERSION, block.chainid, address(0), networkSalt, new uint256[](0));
     }
 }

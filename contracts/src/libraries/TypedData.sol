@@ -15,9 +15,7 @@ library TypedData {
     }
 
     function separator(bytes32 salt, uint256 chainId) internal pure returns (bytes32) {
-        return keccak256(
-            abi.encode(DOMAIN_TYPEHASH, keccak256(bytes(NAME)), keccak256(bytes(VERSION)), chainId, salt)
-        );
+        return keccak256(abi.encode(DOMAIN_TYPEHASH, keccak256(bytes(NAME)), keccak256(bytes(VERSION)), chainId, salt));
     }
 
     /// @dev The zero address for anything that is no signature, a high s among it (EIP-2): compare with a signer that

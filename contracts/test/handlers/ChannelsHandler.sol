@@ -103,7 +103,9 @@ contract ChannelsHandler is Keys {
         uint256 sum;
         for (uint256 i = 0; i < 4; i++) {
             uint256 moved = channels.channel(ids[i]).redeemed - before[i];
-            for (uint256 j = 0; j < i; j++) if (ids[j] == ids[i]) moved = 0;
+            for (uint256 j = 0; j < i; j++) {
+                if (ids[j] == ids[i]) moved = 0;
+            }
             books[ids[i]].paidOut += moved;
             sum += moved;
         }

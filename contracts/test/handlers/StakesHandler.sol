@@ -75,8 +75,7 @@ contract StakesHandler is Keys {
         if (record.staker != address(0) && record.staker != staker(who) && answers) return;
         bytes32 peer = keccak256(abi.encode("peer", which));
         uint64 nonce = registry.identityOf(staker(who)).nonce;
-        (bytes32 r, bytes32 vs) =
-            compact(signerKey(which), registry.bindingDigest(staker(who), signer, peer, nonce));
+        (bytes32 r, bytes32 vs) = compact(signerKey(which), registry.bindingDigest(staker(who), signer, peer, nonce));
         vm.prank(staker(who));
         registry.bind(signer, peer, IStakeRegistry.Signature(r, vs));
     }
