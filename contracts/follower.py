@@ -63,19 +63,19 @@ class Follower:
     async def run(self) -> None:
         """Until cancelled; survives whatever the chain does."""
         loop = asyncio.get_running_loop()
-        next_round, complaint = loop.time(), ""
+        next_round, complaint, wait_s = loop.time(), "", self._terms.poll_s
         while True:
             try:
                 await self._cursor.step(self._heard)
                 if loop.time() >= next_round:
                     await self.tend()
                     next_round = loop.time() + self._collector.policy.period_s
-                complaint = ""
+                complaint, wait_s = "", self._terms.poll_s
             except OctoError as error:
                 if error.message != complaint:
                     log.warning("chain_follower_waits", why=error.message, next_step=error.next_step)
-                complaint = error.message
-            await asyncio.sleep(self._terms.poll_s)
+                complaint, wait_s = error.message, min(2 * wait_s, 15 * self._terms.poll_s)
+            await asyncio.sleep(wait_s)
 
     async def tend(self) -> None:
         """One round: look at all our channels, redeem what is due, end what is over. Raises ChainError."""

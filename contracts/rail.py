@@ -14,13 +14,13 @@ import structlog
 from contracts.chain import Chain, Health
 from contracts.channels import DEPOSIT_LIMIT, Channels, OnChain
 from contracts.collector import Collector
-from contracts.faults import ChainError
+from contracts.faults import ChainError, GasPurseEmpty, Reverted
 from contracts.openings import Openings
 from contracts.sender import Sender
 from contracts.tokens import Token
 from contracts.views import Views
 from market.channel import Channel
-from market.errors import InsufficientFunds, PaymentRefused, SignatureInvalid
+from market.errors import InsufficientFunds, OctoError, PaymentRefused, SignatureInvalid
 from market.identity import WalletSigner
 from market.money import AMOUNT_LIMIT, format_octo
 from market.ports import Balances, Books, Clock
@@ -109,7 +109,11 @@ class ChainRail:
                     )
                 making = self._openings.making(terms, deposit, now_ms=self._clock.now_ms())
                 await stack.enter_async_context(making)
-            await self._open(terms, deposit)
+            try:
+                await self._open(terms, deposit)
+            except (Reverted, GasPurseEmpty):  # for certain not opened; after any other error it may be
+                await self._openings.forget(channel_id)
+                raise
         return sign_opening(terms, deposit, self._wallet)
 
     async def _open(self, terms: ChannelTerms, deposit: int) -> None:
@@ -117,8 +121,14 @@ class ChainRail:
             async with asyncio.timeout(self._terms.open_s):
                 if not self._approved:
                     await self._approve_and_open(terms, deposit)
-                else:
+                    return
+                try:
                     await self._sender.send(self._channels.open(terms, deposit))
+                except Reverted as reverted:
+                    if reverted.name != "ERC20InsufficientAllowance":
+                        raise
+                    self._approved = False  # a reorganisation took it away, or the wallet's owner did
+                    await self._approve_and_open(terms, deposit)
         except TimeoutError:
             raise ChainError(
                 f"the chain has not confirmed the channel's deposit in {self._terms.open_s:.0f} s.",
@@ -136,7 +146,9 @@ class ChainRail:
                 if await self._octo.allowance(self._wallet.address, escrow) <= DEPOSIT_LIMIT * 2**32:
                     approving = self._sender.send(self._octo.approve(escrow, AMOUNT_LIMIT), gas=_APPROVE_GAS)
                     opening = self._sender.send(self._channels.open(terms, deposit), gas=_OPEN_GAS)
-                    await asyncio.gather(approving, opening)
+                    for done in await asyncio.gather(approving, opening, return_exceptions=True):
+                        if isinstance(done, BaseException):
+                            raise done
                     self._approved = True
                     return
                 self._approved = True
@@ -197,7 +209,7 @@ class ChainRail:
         try:
             self._balance = await self._octo.balance(self._wallet.address)
             await self._views.look_newest(ending)  # or what came back would count as locked too
-        except ChainError:
+        except OctoError:
             log.debug("balance_is_old")
         locked = spent = earned = 0
         for channel in ours:

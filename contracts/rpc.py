@@ -1,6 +1,7 @@
 """JSON-RPC over HTTP, with limits on size and time. Knows no chain: what methods mean is `contracts.chain`'s.
 
-Nothing is sent twice here: a lost answer to eth_sendRawTransaction is the sender's business.
+A request may arrive twice, when a connection breaks; no method that we use minds: the same signed transaction
+again is "already known".
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class Rpc:
 
     async def _post(self, body: Any) -> Any:
         try:
-            async with self._session.post(self._url, json=body, allow_redirects=False) as response:
-                raw = await _read(response)
-                status = response.status
+            try:
+                status, raw = await self._ask(body)
+            except aiohttp.ServerDisconnectedError:  # a kept connection that the other side had closed meanwhile
+                status, raw = await self._ask(body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             why = "gives no answer in time" if isinstance(error, TimeoutError) else "cannot be reached"
             raise ChainAway(f"the chain at {self.host} {why}.", next_step=_RETRY) from None
@@ -71,6 +73,10 @@ class Rpc:
             if status != 200:
                 raise ChainAway(f"the chain at {self.host} answers HTTP {status}.", next_step=_RETRY) from None
             raise self._nonsense() from None
+
+    async def _ask(self, body: Any) -> tuple[int, bytes | None]:
+        async with self._session.post(self._url, json=body, allow_redirects=False) as response:
+            return response.status, await _read(response)
 
     def _result(self, answer: dict[str, Any]) -> Any:
         error = answer.get("error")

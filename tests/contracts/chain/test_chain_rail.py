@@ -199,6 +199,7 @@ async def test_no_money_and_no_gas_are_told_apart(world):
             await giver.parts.sender.send(world.octo.transfer(poor.wallet.address, 5 * OCTO))
         with pytest.raises(GasPurseEmpty, match="cannot pay for gas"):
             await poor.rail.open_channel(terms_between(poor, payee), OCTO)
+        assert (await poor.rail.balances()).available == 5 * OCTO, "nothing is set aside for what was not opened"
 
 
 async def test_terms_that_are_not_ours_are_not_opened(world):
@@ -453,6 +454,30 @@ async def test_a_channel_in_the_books_is_not_asked_back(world):
             await payer.parts.follower.tend()
             assert payer.closing == []
             assert (await payer.channels.channel(mine.id)).closes_at == 0
+
+
+async def test_an_approval_that_is_gone_is_given_again(world):
+    async with pair(world) as (payer, payee):
+        await opened(payer, payee)
+        escrow = payer.channels.contract.address
+        await payer.parts.sender.send(world.octo.approve(escrow, 0))
+        await opened(payer, payee)
+        assert await world.octo.allowance(payer.wallet.address, escrow) == 2**256 - 1
+
+
+async def test_a_channel_costs_no_more_gas_than_it_should(world):
+    """Measured in a real transaction: 70,000 to open, 56,000 to redeem."""
+    async with pair(world) as (payer, payee):
+        await opened(payer, payee)
+        mine = terms_between(payer, payee)
+        receipt = await payer.parts.sender.send(payer.channels.open(mine, OCTO))
+        assert receipt.gas_used <= 70_000
+        opening = sign_opening(mine, OCTO, payer.wallet)
+        await payee.rail.check_channel(opening)
+        theirs = book(opening, "payee")
+        await paid(payer, payee, book(opening, "payer"), theirs, 5)
+        (settled,) = await payee.parts.collector.settle(everything=True)
+        assert settled.gas <= 75_000, "the first one pays for the payee's balance too"
 
 
 # ---- bad luck ------------------------------------------------------------------------------------
