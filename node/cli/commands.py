@@ -26,6 +26,10 @@ _COMMANDS = {
     "peers": "node.cli.offers",
     "receipts": "node.cli.receipts",
     "wallet": "node.cli.wallet",
+    "stake": "node.cli.stake",
+    "channels": "node.cli.channels",
+    "settle": "node.cli.channels",
+    "contracts": "node.cli.contracts",
     "config": "node.cli.config",
 }
 

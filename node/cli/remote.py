@@ -36,10 +36,12 @@ class Remote:
 
     def get(self, path: str) -> Any:
         """JSON of a GET; raises NodeNotRunning, NodeAnswered."""
-        try:
-            return json.loads(self.get_bytes(path))
-        except ValueError:
-            raise NodeAnswered(f"the node's answer to {path} is not JSON.", status=200) from None
+        return _parsed(path, self.get_bytes(path))
+
+    def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Any:
+        """JSON of a POST, for what takes as long as a chain takes; raises NodeNotRunning, NodeAnswered."""
+        with closing(self._connection(timeout_s)) as connection:
+            return _parsed(path, _read(self._ask(connection, "POST", path, json.dumps(body).encode())))
 
     def get_bytes(self, path: str) -> bytes:
         with closing(self._connection(self._timeout_s)) as connection:
@@ -91,7 +93,7 @@ class Remote:
         return response
 
 
-def find_node(data_dir: Path) -> Remote:
+def find_node(data_dir: Path, *, timeout_s: float = 10.0) -> Remote:
     """The node that runs in this folder; raises NodeNotRunning."""
     running = find_running(data_dir)
     if running is None:
@@ -106,7 +108,14 @@ def find_node(data_dir: Path) -> Remote:
         raise NodeNotRunning(
             f"the token of the node in {data_dir} cannot be read.", next_step="Run this as the node's own user."
         ) from None
-    return Remote(running.api, token)
+    return Remote(running.api, token, timeout_s=timeout_s)
+
+
+def _parsed(path: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise NodeAnswered(f"the node's answer to {path} is not JSON.", status=200) from None
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

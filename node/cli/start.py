@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from market.errors import NodeMisconfigured, OctoError
 from node.cli.exits import FAILED, INTERRUPTED, OK
 from node.cli.options import config_option, data_dir_option, json_option
 from node.cli.signals import Signals
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from node.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
+_STAKE_S = 5.0
 
 
 @click.command(short_help="Run this machine's node.")
@@ -37,6 +39,10 @@ _PR_SET_PDEATHSIG = 1
 @click.option("--port", type=int, help="Port of the private API on this machine (default 8080; 0 takes any).")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where the mesh listens; may be given again.")
 @click.option("--network", metavar="NAME", help="The network to be on; others are ignored.")
+@click.option("--chain-url", metavar="URL", help="Settle on the chain behind this JSON-RPC endpoint.")
+@click.option("--deployment", type=click.Path(dir_okay=False, path_type=Path),
+              help="The file that says where the contracts are on it.")  # fmt: skip
+@click.option("--faucet", is_flag=True, help="Draw play money from the chain's faucet when the wallet is empty.")
 @config_option
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write JSON here once usable: peer_id, multiaddrs, url, data_dir, pid, model, api_key.")  # fmt: skip
@@ -53,6 +59,9 @@ def start(
     port: int | None,
     listen: tuple[str, ...],
     network: str | None,
+    chain_url: str | None,
+    deployment: Path | None,
+    faucet: bool,
     config: Path | None,
     ready_file: Path | None,
     parent: int | None,
@@ -62,7 +71,8 @@ def start(
     """Run this machine's node until Ctrl-C.
 
     Needs no configuration: the first start makes keys and a wallet, loads the default model and serves
-    it, shows the API key once, and prints the line that lets another machine join.
+    it, shows the API key once, and prints the line that lets another machine join. Payments stay on a
+    local ledger unless a chain is named; an endpoint whose URL holds a key belongs into OCTO_CHAIN__URL.
     """
     if parent is not None:
         _end_with(parent)
@@ -82,8 +92,12 @@ def start(
             "api.port": port,
             "mesh.listen": listen or None,
             "network": network,
+            "chain.url": chain_url,
+            "chain.deployment": deployment,
+            "chain.faucet": faucet or None,
         },
     )
+    _check_chain(settings)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -109,13 +123,32 @@ async def _serve(settings: Settings, ready_file: Path | None, *, as_json: bool) 
         code = FAILED
         try:
             with _ready_note(ready_file, node, settings):
-                welcome.show(node)
+                welcome.show(node, stake=await _stake(node))
                 await signals.wait()
                 welcome.ending()
                 code = OK
         finally:
             await context.__aexit__(None, None, None)
     return code
+
+
+def _check_chain(settings: Settings) -> None:
+    """Half of what names a chain is a mistake: without the other the node would quietly stay on its ledger."""
+    if settings.chain.url is None and (settings.chain.deployment is not None or settings.chain.faucet):
+        raise NodeMisconfigured(
+            "chain.deployment or chain.faucet is set, but no chain.url.", next_step="Name it with --chain-url."
+        )
+
+
+async def _stake(node: RunningNode) -> dict[str, Any] | None:
+    """None on the ledger, and while the chain does not answer."""
+    if node.chain is None:
+        return None
+    try:
+        async with asyncio.timeout(_STAKE_S):
+            return await node.chain.stake_facts()
+    except (OctoError, TimeoutError):
+        return None
 
 
 def prepared_models() -> Sequence[Path]:

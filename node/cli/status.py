@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.cli.exits import NodeAnswered
 from node.cli.options import data_dir_option, json_option, settings_of
+
+if TYPE_CHECKING:
+    from node.cli.remote import Remote
 
 
 @click.command(short_help="What this node is, serves and sees.")
@@ -16,11 +21,14 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     """What this node is, serves and sees."""
     from rich.text import Text
 
+    from node.cli.on_chain import LOOK_S, money_rows
     from node.cli.remote import find_node
     from node.cli.show import facts, print_json, screen, size, span
 
     folder = settings_of(data_dir).data_dir
-    said = find_node(folder).get("/api/v1/status")
+    node = find_node(folder, timeout_s=LOOK_S)
+    said = node.get("/api/v1/status")
+    said["stake"] = _stake(node) if said["chain"] else None
     if as_json:
         print_json({**said, "data_dir": str(folder)})
         return
@@ -41,7 +49,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
         rows.append(("engine", load))
     gpus = ", ".join(said["gpus"]) or "no GPU"
     rows.append(("tier", f"{said['tier']}: {said['cores']} cores, {size(said['ram_bytes'])} RAM, {gpus}"))
-    rows.append(("money", f"{said['rail']}: {said['rail_note']}"))
+    rows.extend(money_rows(said))
     rows.append(("wallet", said["wallet"]))
     rows.append(("API", f"{said['url'].rstrip('/')}/v1"))
     rows.extend(("mesh" if i == 0 else "", address) for i, address in enumerate(said["addresses"]))
@@ -49,3 +57,12 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     rows.append(("folder", folder))
     rows.extend(("note", Text(warning, style="yellow")) for warning in said["warnings"])
     screen().print(facts(rows))
+
+
+def _stake(node: Remote) -> dict[str, Any] | None:
+    """None while the chain does not answer: the rest of the status is worth showing without it."""
+    try:
+        stake: dict[str, Any] = node.get("/api/v1/stake")
+    except NodeAnswered:
+        return None
+    return stake

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
+from node.cli.on_chain import money_rows
 from node.cli.show import facts, print_json, printable, screen, size
 from node.logs import open_logs
 
@@ -94,8 +95,9 @@ class Welcome:
 
         return ask
 
-    def show(self, node: RunningNode) -> None:
-        status = node.status()
+    def show(self, node: RunningNode, *, stake: Mapping[str, Any] | None = None) -> None:
+        """`stake` as the API gives it, on a chain."""
+        status = {**node.status(), "stake": stake}
         key = None if self._keep_key_secret else node.first_api_key
         if self._as_json:
             told = {**status, "data_dir": str(self._settings.data_dir)}
@@ -138,7 +140,7 @@ class Welcome:
         rows.append(("tier", f"{status['tier']}: {status['cores']} cores, {size(status['ram_bytes'])} RAM, {gpus}"))
         if status["engine"]:
             rows.append(("engine", f"confined by {status['engine']['isolation']}"))
-        rows.append(("money", f"{status['rail']}: {status['rail_note']}"))
+        rows.extend(money_rows(status))
         rows.append(("wallet", status["wallet"]))
         rows.append(("", f"keystore {keys / 'wallet.json'}"))
         if (keys / "wallet.password").exists():
