@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from market.channel import Channel, ChannelState, ended, pay
-from market.errors import InsufficientFunds, PaymentRefused, StepNotAllowed
+from market.errors import InsufficientFunds, PaymentRefused, PeerBrokeProtocol, StepNotAllowed
 from market.identity import Binding, PeerId, WalletSigner
 from market.money import format_octo
 from market.ports import Books, Rail
@@ -47,6 +47,7 @@ class Purse:
         self._locks: dict[bytes, asyncio.Lock] = {}
         self._reserved: dict[bytes, int] = {}
         self._unsure: set[bytes] = set()
+        self._held: dict[bytes, int] = {}
         self._opening = asyncio.Lock()
 
     async def load(self) -> None:
@@ -70,26 +71,46 @@ class Purse:
         self, quote: Quote, *, provider: Binding, named: bytes | None, taken: int
     ) -> tuple[Spending, Opening | None]:
         """Reserve the quote's whole price on the `named` channel, of which the payee holds `taken` leaves,
-        or on a new one; with its Opening if the payee does not know it yet. Raises InsufficientFunds."""
+        or on a new one; with its Opening if the payee does not know it yet. Raises InsufficientFunds, or
+        PeerBrokeProtocol for a `taken` that cannot be."""
         need = quote.max_cost()
-        if named is not None and self._usable(named, need, taken):
-            self._reserved[named] += need
-            opening = self._channels[named].opening if taken == 0 else None
-            return Spending(self, named, quote, taken), opening
+        if named is not None:
+            self._hear(named, taken, provider)
+            if self._usable(named, need, taken):
+                self._reserved[named] += need
+                opening = self._channels[named].opening if taken == 0 else None
+                return Spending(self, named, quote), opening
         async with self._opening:
             # Another task may just have opened one; its opening goes along, and the payee sorts the order out.
             fresh = self.channel_for(provider.wallet, need)
-            if fresh is None or not self._usable(fresh, need, 0):
+            if fresh in (None, named) or not self._usable(fresh, need, 0):
                 fresh = (await whole(self._open(provider, max(need, self._deposit)))).id
             self._reserved[fresh] += need
-        return Spending(self, fresh, quote, 0), self._channels[fresh].opening
+        return Spending(self, fresh, quote), self._channels[fresh].opening
+
+    def _hear(self, channel_id: bytes, taken: int, provider: Binding) -> None:
+        """The payee says how much it holds. If that is not all, a voucher may have been lost, even one that was sent
+        in order: its reader can have died before it was on disk. Or it is still under way; to send it again is no harm.
+        Raises PeerBrokeProtocol if it claims to hold more than there is."""
+        channel = self._channels.get(channel_id)
+        if channel is None:
+            return
+        if taken > channel.receipts.size:  # not a reason for another deposit: it may be a lie
+            raise PeerBrokeProtocol(
+                f"it claims {taken} receipts on channel {channel_id.hex()}, our books have {channel.receipts.size}.",
+                peer=provider.peer,
+                next_step="If these books were restored from a back-up, close that channel.",
+            )
+        self._held[channel_id] = taken
+        if 0 < channel.receipts.size - taken <= len(channel.tail):
+            self._unsure.add(channel_id)
 
     def _usable(self, channel_id: bytes, need: int, taken: int) -> bool:
         channel = self._channels.get(channel_id)
         if channel is None or channel.left - self._reserved[channel_id] < need:
             return False
         missed = channel.receipts.size - taken
-        return channel_id not in self._unsure or 0 <= missed <= len(channel.tail)
+        return channel_id not in self._unsure or missed <= len(channel.tail)
 
     async def _open(self, provider: Binding, deposit: int) -> Channel:
         salt = self._random(32)
@@ -118,7 +139,6 @@ class Purse:
         amount: int,
         leaf: bytes,
         *,
-        taken: int,
         receipts: Iterable[ReceiptRecord],
         send: Send,
     ) -> None:
@@ -126,9 +146,11 @@ class Purse:
             channel = self._channels.get(channel_id)
             if channel is None:
                 raise PaymentRefused("the channel was closed meanwhile.", next_step="The next task opens a new one.")
-            unsure = channel_id in self._unsure
+            taken = None
+            if channel_id in self._unsure:  # all that may be missing, as far as we have it
+                taken = max(self._held.get(channel_id, 0), channel.receipts.size - len(channel.tail))
             key = self._session_keys(channel.terms.salt)
-            channel, frame = pay(channel, amount, leaf, key, taken=taken if unsure else None)
+            channel, frame = pay(channel, amount, leaf, key, taken=taken)
             await whole(self._keep(channel, receipts))
             await send(frame)
             self._unsure.discard(channel_id)
@@ -156,10 +178,9 @@ class Purse:
 class Spending:
     """One task's claim on a channel. Never pays more in total than the quote's maximum."""
 
-    def __init__(self, purse: Purse, channel_id: bytes, quote: Quote, taken: int) -> None:
+    def __init__(self, purse: Purse, channel_id: bytes, quote: Quote) -> None:
         self._purse = purse
         self._quote = quote
-        self._taken = taken
         self._left = quote.max_cost()
         self.channel = channel_id
         self.paid = 0
@@ -173,7 +194,7 @@ class Spending:
         if total < self.paid:
             raise StepNotAllowed("what a task has paid never falls.")
         amount = total - self.paid
-        await self._purse.pay(self.channel, amount, leaf, taken=self._taken, receipts=receipts, send=send)
+        await self._purse.pay(self.channel, amount, leaf, receipts=receipts, send=send)
         self.paid = total
         self._left -= amount
         self._purse.release(self.channel, amount)

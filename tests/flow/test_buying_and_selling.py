@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from shop import OCTO, make_order
@@ -18,6 +19,7 @@ from market.errors import (
     PeerFailed,
     PromptTooLong,
 )
+from market.merkle import Peaks
 from market.parts import SellerTerms
 from market.task import Privacy
 from market.testing import ByteTokenizer, ScriptedEngine
@@ -197,8 +199,6 @@ async def test_a_provider_that_counts_too_many_tokens_is_not_paid_for_them_and_i
     honest = delivery.sign_receipt
 
     def inflate(receipt, signer):
-        from dataclasses import replace
-
         if receipt.final:
             receipt = replace(receipt, tokens_out=receipt.tokens_out + 10)
         return honest(receipt, signer)
@@ -269,11 +269,7 @@ async def test_after_a_cut_connection_the_next_voucher_carries_what_was_missed(s
     bob_key = ("payee", channel.id)
     before = bob.books.saved[bob_key]
     # Bob forgets the last two vouchers, as if the connection had died before they arrived.
-    from market.merkle import Peaks
-
     older = Peaks().extend(channel.tail[:2])
-    from dataclasses import replace
-
     bob.till._channels[channel.id] = replace(before, paid=before.paid - 24 * OCTO // 10**6, receipts=older)
     del bob.books.saved[bob_key]
     alice.purse.doubt(channel.id)
@@ -281,6 +277,49 @@ async def test_after_a_cut_connection_the_next_voucher_carries_what_was_missed(s
     await settle(bob)
     assert purchase.outcome.channel == channel.id
     assert alice.spent() == bob.earned()
+
+
+async def test_a_voucher_that_was_sent_in_order_and_still_lost_is_made_good_by_the_next_task(shop):
+    """The provider died after the connection had taken the voucher and before its disk had: nothing looked broken."""
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+    channel = next(iter(alice.books.saved.values()))
+    held = replace(channel, role="payee", peer=alice.party.peer, receipts=Peaks().extend(channel.tail[:2]), tail=())
+    bob.till._channels[channel.id] = replace(held, paid=channel.paid - 42 * OCTO // 10**6)
+    del bob.books.saved["payee", channel.id]
+    _, purchase = await alice.ask()
+    await settle(bob)
+    assert purchase.outcome.channel == channel.id
+    assert alice.spent() == bob.earned() == 2 * purchase.outcome.amount
+
+
+async def test_a_long_answer_outlives_the_doubts_that_another_task_casts_on_its_channel(shop):
+    """More vouchers than the tail holds lie between the answer's beginning and the doubt."""
+    engine = ScriptedEngine("v" * 200, delay_s=0.001)
+    bob, alice = shop.seller(engine=engine, terms=SellerTerms(tick_tokens=1, payment_timeout_s=5)), shop.buyer()
+    await alice.ask(max_tokens=1)
+    async with alice.buyer.buy(make_order()) as purchase:
+        seen = 0
+        async for delta in purchase.deltas():
+            seen += delta.tokens
+            if seen > 150:
+                alice.purse.doubt(next(iter(alice.books.saved.values())).id)
+                seen = -1000
+    assert purchase.outcome.tokens_out == 200
+    await settle(bob)
+    assert alice.spent() == bob.earned()
+
+
+async def test_a_provider_that_claims_more_receipts_than_there_are_gets_no_further_deposit(shop):
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+    bob.till.taken = lambda channel_id: 2**50
+    with pytest.raises(NoProvider) as raised:
+        await alice.ask()
+    assert "claims 1125899906842624 receipts" in raised.value.reasons[bob.party.peer]
+    assert len(alice.books.saved) == 1
 
 
 async def test_vouchers_and_channels_survive_a_restart_of_the_client(shop):
