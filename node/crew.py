@@ -1,8 +1,8 @@
 """The processes of a devnet: started, watched, and ended with all that they started themselves.
 
 Each node is `python -m node.cli start …` in a folder and a process group of its own. It asks the kernel
-to be told when we die; `node.janitor` then ends what does not listen, and removes the folder. Knows
-processes and the nodes' ready files; nothing of offers.
+to be told when we die; `node.janitor`, which hears of each (`node.cleaning`), then ends what does not listen.
+Knows processes and the nodes' ready files; nothing of offers or chains.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -22,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from market.errors import NodeMisconfigured, OctoError
-from node import janitor
+from node.cleaning import Note
 from node.cli.remote import Remote, find_node
 from node.folder import write_whole
 
 _LOG = "node.log"
 _READY = "ready.json"
+_CONFIG = '[content]\nhost = "127.0.0.1"\nport = 0\n'  # has no option of its own: on loopback, any port
 _TAIL_LINES = 12
 _END_S = 12.0
 PACKAGES = Path(__file__).resolve().parent.parent
@@ -73,9 +73,10 @@ class Member:
 class Crew:
     """The child processes, in the order in which they started."""
 
-    def __init__(self, root: Path, *, network: str, start_timeout_s: float, note: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, *, network: str, config: str, start_timeout_s: float, note: Note) -> None:
         self._root = root
         self._network = network
+        self._config = config
         self._start_timeout_s = start_timeout_s
         self._note = note
         self._running: dict[str, asyncio.subprocess.Process] = {}
@@ -95,8 +96,10 @@ class Crew:
         data_dir.mkdir(mode=0o700, exist_ok=True)
         ready = data_dir / _READY
         ready.unlink(missing_ok=True)
+        config = data_dir / "devnet.toml"
+        write_whole(config, (_CONFIG + self._config).encode())
         command = [
-            sys.executable, "-m", "node.cli", "start", "--data-dir", data_dir, "--config", _config(data_dir),
+            sys.executable, "-m", "node.cli", "start", "--data-dir", data_dir, "--config", config,
             "--network", self._network, "--port", "0", "--listen", "/ip4/127.0.0.1/tcp/0", "--model", model,
             "--workers", workers, "--ready-file", ready, "--parent", os.getpid(),
         ]  # fmt: skip
@@ -114,7 +117,7 @@ class Crew:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end them in order
             )
         self._running[name] = process
-        self._note(f"group {process.pid}")
+        self._note(process.pid)
         facts = await self._ready(name, ready)
         return Member(
             name=name,
@@ -167,36 +170,15 @@ class Crew:
 
 
 @asynccontextmanager
-async def open_crew(root: Path, *, temporary: bool, start_timeout_s: float) -> AsyncIterator[Crew]:
-    """Nodes in folders under `root`, on a network of their own, until the end of the block.
-
-    `temporary`: if we are killed, the janitor removes `root`.
-    """
-    watcher = subprocess.Popen(  # noqa: ASYNC220 - 10 ms, once; it must not hang on our event loop
-        [sys.executable, "-I", janitor.__file__, *([str(root)] if temporary else [])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
-    )
-    pipe = watcher.stdin
-    assert pipe is not None
-
-    def note(line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            print(line, file=pipe, flush=True)
-
-    network = f"devnet-{secrets.token_hex(4)}"
-    crew = Crew(root, network=network, start_timeout_s=start_timeout_s, note=note)
+async def open_crew(
+    root: Path, *, network: str, config: str, note: Note, start_timeout_s: float
+) -> AsyncIterator[Crew]:
+    """Nodes in folders under `root` until the end of the block. `config` is TOML that all of them are told."""
+    crew = Crew(root, network=network, config=config, start_timeout_s=start_timeout_s, note=note)
     try:
         yield crew
     finally:
         await asyncio.shield(crew.end())
-        note("done")
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
-        await asyncio.to_thread(watcher.wait)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -210,13 +192,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
-
-
-def _config(data_dir: Path) -> Path:
-    """What has no option of its own: the content listener on loopback, any port."""
-    path = data_dir / "devnet.toml"
-    write_whole(path, b'[content]\nhost = "127.0.0.1"\nport = 0\n')
-    return path
 
 
 def _open_log(path: Path) -> Any:

@@ -1,8 +1,8 @@
-"""A small market on one machine: providers and a client gateway, each a process of its own on loopback.
+"""A small market on one machine: a chain, providers and a client gateway, each a process of its own on loopback.
 
 The first provider has the default model. The others are told its content id only, and pull it from the
 first, block by block. What starts here ends here: the processes end when the block ends, when one of them
-fails at start-up, and when this very process is killed (`node.crew`). Knows folders and the nodes' HTTP
+fails at start-up, and when this very process is killed (`node.cleaning`). Knows folders and the nodes' HTTP
 API; nothing of their insides.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -19,16 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from node.api_keys import make_api_key
+from node.cleaning import open_cleaning
 from node.cli.exits import NodeAnswered, NodeNotRunning
 from node.crew import Crew, Member, MemberFailed, Tell, open_crew
+from node.devnet_chain import NO_CHAIN, DevnetChain, Kind, kept_network, open_devnet_chain
 from node.folder import open_folder
+
+STAKES_S = 0.5
+"""A gateway looks up the stake behind each offer as soon as it hears it, in some 20 ms, and serves no shared prompt
+before; it does not say when it is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """`prices` are OCTO per million tokens as people write them, (in, out) for each provider.
 
-    `data_dir` None means a temporary folder, removed at the end unless `keep`.
+    `data_dir` None means a temporary folder, removed at the end unless `keep`. `chain` none is the local ledger.
     """
 
     prices: tuple[tuple[str, str], ...]
@@ -36,14 +43,19 @@ class Plan:
     keep: bool = False
     model: str = "default"
     workers: int = 1
+    chain: Kind = "none"
     start_timeout_s: float = 120.0
 
 
 class Devnet:
     """Use `open_devnet`."""
 
-    def __init__(self, *, root: Path, api_key: str, model: str, providers: Sequence[Member], client: Member) -> None:
+    def __init__(
+        self, *, root: Path, api_key: str, model: str, providers: Sequence[Member], client: Member,
+        chain: DevnetChain | None,
+    ) -> None:  # fmt: skip
         self.root = root
+        self.chain = chain
         self.api_key = api_key
         self.model = model
         self.providers = tuple(providers)
@@ -57,6 +69,7 @@ class Devnet:
             "model": self.model,
             "providers": [provider.facts() for provider in self.providers],
             "client": self.client.facts(),
+            **(self.chain.facts() if self.chain is not None else NO_CHAIN),
         }
 
 
@@ -69,8 +82,14 @@ async def open_devnet(plan: Plan, *, tell: Tell) -> AsyncIterator[Devnet]:
     async with AsyncExitStack() as stack:
         root = _root(plan, stack)
         temporary = plan.data_dir is None and not plan.keep
+        note = await stack.enter_async_context(open_cleaning(root if temporary else None))
+        network = kept_network(plan.chain, root) or f"devnet-{secrets.token_hex(4)}"
+        if plan.chain != "none":
+            tell(f"Starting the chain ({plan.chain}) with our contracts")
+        chain = await stack.enter_async_context(open_devnet_chain(plan.chain, root, network=network, note=note))
+        config = chain.config() if chain is not None else ""
         crew = await stack.enter_async_context(
-            open_crew(root, temporary=temporary, start_timeout_s=plan.start_timeout_s)
+            open_crew(root, network=network, config=config, note=note, start_timeout_s=plan.start_timeout_s)
         )
         tell("Starting provider 1 with the default model" if plan.model == "default" else "Starting provider 1")
         first = await crew.start("provider-1", model=plan.model, prices=plan.prices[0], workers=plan.workers)
@@ -94,7 +113,9 @@ async def open_devnet(plan: Plan, *, tell: Tell) -> AsyncIterator[Devnet]:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         providers = [first, *(task.result() for task in starting)]
-        devnet = Devnet(root=root, api_key=key, model=first.model, providers=providers, client=starting_client.result())
+        devnet = Devnet(
+            root=root, api_key=key, model=first.model, providers=providers, client=starting_client.result(), chain=chain
+        )
         tell("Waiting until the gateway has heard every offer")
         await _all_offers_seen(devnet, crew, plan.start_timeout_s)
         crew.started(tell)
@@ -129,6 +150,8 @@ async def _all_offers_seen(devnet: Devnet, crew: Crew, timeout_s: float) -> None
                     missing -= _who_offers(seen, devnet.model)
                 if missing:
                     await asyncio.sleep(0.2)
+        if devnet.chain is not None:
+            await asyncio.sleep(STAKES_S)
     except TimeoutError:
         names = ", ".join(member.name for member in devnet.providers if member.peer_id in missing)
         raise MemberFailed(

@@ -42,7 +42,17 @@ def watch(lines: Iterable[str], folder: Path | None) -> None:
             groups.append(int(number))
     end_groups(groups)
     if folder is not None:
+        remove(folder)
+
+
+def remove(folder: Path, *, patience_s: float = PATIENCE_S) -> None:
+    """Again and again: what was just being started when the devnet died may still write into it while it ends."""
+    deadline = time.monotonic() + patience_s
+    while True:
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def _signal(group: int, number: int) -> bool:

@@ -17,18 +17,26 @@ from node.cli.signals import Signals
 
 if TYPE_CHECKING:
     from node.devnet import Devnet, Plan
+    from node.devnet_chain import Kind
 
 _FIRST_PRICE = (10, 30)  # hundredths of an OCTO per million tokens, in and out
 _DEMO_PRICES = (("0.10", "0.30"), ("0.08", "0.24"))  # the one that pulls the model is cheaper, so it serves
 
 
-@click.command(short_help="Run a market on this machine: providers and a gateway.")
+_chain_option = click.option(
+    "--chain", type=click.Choice(["embedded", "anvil", "none"]), default="embedded", show_default=True,
+    help="What the nodes settle on: our own devnet chain, Foundry's, or a local ledger."
+)  # fmt: skip
+
+
+@click.command(short_help="Run a market on this machine: a chain, providers and a gateway.")
 @click.option("--providers", type=click.IntRange(1, 16), default=2, show_default=True, help="How many providers.")
 @click.option("--prices", metavar="IN:OUT,…", help="OCTO per million tokens, for each provider in turn.")
 @click.option("--model", default="default", show_default=True, help="What the first provider serves, and all others.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Engines a provider.")
+@_chain_option
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write JSON here once all is usable: gateway, api_key, model, providers, client.")  # fmt: skip
+              help="Write JSON here once all is usable: gateway, api_key, model, nodes, chain.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False),
               help="Keep the nodes' folders here (default: temporary, removed at the end).")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave the temporary folder behind.")
@@ -39,27 +47,31 @@ def devnet(
     prices: str | None,
     model: str,
     workers: int,
+    chain: Kind,
     ready_file: Path | None,
     data_dir: Path | None,
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Run providers and one client gateway, each a process of its own on loopback, until Ctrl-C.
+    """Run a chain, providers and one client gateway, each a process of its own on loopback, until Ctrl-C.
 
     The first provider has the model; the others pull it from the first by its content id. Ctrl-C ends
     every process and leaves nothing behind.
     """
     from node.devnet import Plan
 
-    plan = Plan(prices=_prices(prices, providers), data_dir=data_dir, keep=keep, model=model, workers=workers)
+    plan = Plan(
+        prices=_prices(prices, providers), data_dir=data_dir, keep=keep, model=model, workers=workers, chain=chain
+    )
     code = asyncio.run(_run(plan, lambda made, signals: _stay(made, signals, ready_file, as_json=as_json)))
     click.get_current_context().exit(code)
 
 
 @click.command(short_help="See the main job once: offer, negotiation, answer, receipt, payment.")
+@_chain_option
 @json_option
-def demo(as_json: bool) -> None:
-    """Bring up two providers and a gateway, hold one conversation, check its receipts and the money, and end.
+def demo(*, chain: Kind, as_json: bool) -> None:
+    """Bring up a chain, two providers and a gateway, hold one conversation, check receipts and money, and end.
 
     Ends with 0 only if every receipt holds and the balances add up.
     """
@@ -69,14 +81,15 @@ def demo(as_json: bool) -> None:
     async def story(made: Devnet, _signals: Signals) -> int:
         return await asyncio.to_thread(lambda: Demo(made, as_json=as_json).run())
 
-    plan = Plan(prices=_DEMO_PRICES)
+    plan = Plan(prices=_DEMO_PRICES, chain=chain)
     click.get_current_context().exit(asyncio.run(_run(plan, story)))
 
 
 async def _run(plan: Plan, story: Callable[[Devnet, Signals], Awaitable[int]]) -> int:
     from node.devnet import open_devnet
+    from node.logs import open_logs
 
-    with Signals() as signals, _Teller() as teller:
+    with Signals() as signals, open_logs(level="warning"), _Teller() as teller:
         try:
             async with open_devnet(plan, tell=teller.tell) as made:
                 teller.started()
@@ -151,8 +164,15 @@ def _show(made: Devnet, ready_file: Path | None, *, as_json: bool) -> None:
     out.print(table("NODE", "PEER", "API", "PID", rows=rows, right=("PID",)))
     out.print()
     key = f"in {ready_file}" if ready_file else Text(made.api_key, style="green")
-    out.print(facts([("gateway", f"{made.client.url}/v1"), ("API key", key), ("model", made.model),
-                     ("folders", str(made.root))]))  # fmt: skip
+    chain = made.chain
+    rows_below = [
+        ("gateway", f"{made.client.url}/v1"),
+        ("API key", key),
+        ("model", made.model),
+        ("chain", f"{chain.url} ({chain.kind}, id {chain.deployment.chain_id})" if chain else "none: a local ledger"),
+        ("folders", str(made.root)),
+    ]
+    out.print(facts(rows_below))
     out.print()
     out.print(Text(f"Talk to it: octo-node chat --data-dir {made.client.data_dir}", style="green"), soft_wrap=True)
     out.print(Text("Ctrl-C ends every process.", style="dim"))

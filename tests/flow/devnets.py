@@ -34,6 +34,15 @@ class Devnet:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.gateway + path, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=30)
 
+    def settle(self, member: dict) -> dict:
+        """Have a node redeem its vouchers, as its owner: with the token in its folder."""
+        note = json.loads(Path(member["data_dir"], "running.json").read_text())
+        token = Path(note["token_file"]).read_text().strip()
+        answer = httpx.post(
+            member["url"] + "/api/v1/settle", json={}, headers={"Authorization": f"Bearer {token}"}, timeout=30
+        )
+        return answer.raise_for_status().json()
+
     def provider(self, peer: str) -> dict:
         return next(p for p in self.providers if p["peer_id"] == peer)
 
@@ -43,10 +52,12 @@ class Devnet:
 
 
 @contextmanager
-def open_devnet(folder: Path, *, providers: int = 2, extra: tuple[str, ...] = ()) -> Iterator[Devnet]:
+def open_devnet(
+    folder: Path, *, providers: int = 2, chain: str = "none", extra: tuple[str, ...] = ()
+) -> Iterator[Devnet]:
     ready, log = folder / "ready.json", folder / "devnet.log"
     command = [sys.executable, "-m", "node.cli", "devnet", "--providers", str(providers), "--ready-file", str(ready)]
-    command += ["--data-dir", str(folder / "devnet"), *extra]
+    command += ["--data-dir", str(folder / "devnet"), "--chain", chain, *extra]
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         try:

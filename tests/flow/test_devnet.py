@@ -14,6 +14,10 @@ import openai
 import pytest
 from devnets import ROOT, Devnet, open_devnet, wait_until
 
+from contracts.deployments import read_deployment
+from node.devnet_chain import DevnetChain
+from node.onlooker import ESCROW, Onlooker
+
 pytestmark = pytest.mark.processes
 
 MODEL = "default"
@@ -23,7 +27,7 @@ STORY = [{"role": "user", "content": "Write a long story about a ship, a cat and
 
 @pytest.fixture(scope="module")
 def devnet(tmp_path_factory):
-    with open_devnet(tmp_path_factory.mktemp("devnet")) as running:
+    with open_devnet(tmp_path_factory.mktemp("devnet"), chain="embedded") as running:
         yield running
 
 
@@ -174,13 +178,34 @@ def test_many_clients_at_once_are_all_answered(devnet: Devnet):
 
 
 def test_what_the_client_spent_is_what_the_providers_earned(devnet: Devnet):
-    def add_up() -> bool:
+    def books() -> tuple[dict, list[dict]] | None:
         client = wallet(devnet.gateway, devnet.ready["client"]["data_dir"])
-        earned = [int(wallet(p["url"], p["data_dir"])["balances"]["earned"]) for p in devnet.providers]
-        spent = int(client["balances"]["spent"])
-        return spent > 0 and spent == sum(earned)
+        providers = [wallet(p["url"], p["data_dir"]) for p in devnet.providers]
+        earned = sum(int(provider["balances"]["earned"]) for provider in providers)
+        return (client, providers) if 0 < int(client["balances"]["spent"]) == earned else None
 
-    wait_until(add_up, 10, every_s=0.5)
+    client, providers = wait_until(books, 10, every_s=0.5)
+    for provider in devnet.providers:
+        devnet.settle(provider)
+    # And so the chain says, asked by somebody who is none of them.
+    chain = DevnetChain(
+        kind="embedded",
+        url=devnet.ready["rpc"],
+        deployment=read_deployment(devnet.log.parent / "devnet" / "chain" / "deployment.json"),
+        deployment_file="",
+    )
+    assert devnet.ready["contracts"] == chain.facts()["contracts"]
+    wallets = {account["wallet"]: bytes.fromhex(account["wallet"][2:]) for account in (client, *providers)}
+    onlooker = Onlooker(chain)
+    has = onlooker.balances(wallets)
+    channels = onlooker.channels([bytes.fromhex(channel["id"]) for channel in client["channels"]])
+    deposited = sum(channel.deposit for channel in channels.values())
+    drawn, spent = 1_000 * 10**18, int(client["balances"]["spent"])  # what the faucet gave each of them
+    assert sum(channel.redeemed for channel in channels.values()) == spent
+    assert has[client["wallet"]] == drawn - deposited
+    assert has[ESCROW] == deposited - spent
+    for provider in providers:
+        assert has[provider["wallet"]] == drawn + int(provider["balances"]["earned"])
 
 
 def test_a_provider_killed_mid_stream_is_a_clean_error_and_the_next_task_goes_elsewhere(tmp_path):

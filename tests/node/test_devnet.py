@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
+
+from contracts.anvil import find_anvil
 
 pytestmark = pytest.mark.processes
 
@@ -65,6 +68,10 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def chain_in(processes: list[psutil.Process]) -> psutil.Process:
+    return next(p for p in processes if "contracts.devchain" in p.cmdline())
+
+
 def temporary_folders(folder: Path) -> list[Path]:
     return list(folder.glob("octo-devnet-*"))
 
@@ -81,6 +88,9 @@ def test_a_devnet_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path) -> 
         for member in members:
             assert set(member) == {"peer_id", "multiaddrs", "url", "data_dir", "pid"}
             assert Path(member["data_dir"]).is_relative_to(temporary_folders(tmp_path)[0])
+        assert facts["rpc"].startswith("http://127.0.0.1:")
+        assert facts["chain_id"] == 31337
+        assert set(facts["contracts"]) == {"Octo", "OctoA", "StakeRegistry", "PaymentChannels"}
 
         client = openai.OpenAI(base_url=facts["gateway"] + "/v1", api_key=facts["api_key"], max_retries=0)
         answer = client.chat.completions.create(
@@ -97,9 +107,12 @@ def test_a_devnet_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path) -> 
         assert facts["api_key"] not in log + Path(facts["client"]["data_dir"], "node.log").read_text()
 
         processes = family(devnet)
+        assert chain_in(processes).is_running()
         devnet.send_signal(signal.SIGINT)
         assert devnet.wait(PATIENCE_S) == 0
     assert alive(processes) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.post(facts["rpc"])
     assert temporary_folders(tmp_path) == []
     assert not ready.exists()
 
@@ -109,14 +122,48 @@ def test_a_devnet_that_is_killed_leaves_nothing_behind_either(tmp_path: Path) ->
     with running(tmp_path, "devnet", "--providers", 1, "--ready-file", ready) as devnet:
         wait_for(ready, devnet)
         processes = family(devnet)
-        assert len(processes) >= 4  # provider, its engine, gateway, janitor
+        assert len(processes) >= 5  # chain, provider, its engine, gateway, janitor
+        assert chain_in(processes).is_running()
         devnet.kill()
         devnet.wait()
         eventually(lambda: not alive(processes) and not temporary_folders(tmp_path), 30)
 
 
+def test_a_devnet_that_is_killed_while_its_chain_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    with running(tmp_path, "devnet", "--providers", 1) as devnet:
+        eventually(lambda: list(tmp_path.glob("octo-devnet-*/chain/chain.db")))
+        processes = family(devnet)
+        assert chain_in(processes).is_running()
+        devnet.kill()
+        devnet.wait()
+        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path), 30)
+
+
+def test_a_kept_devnet_goes_on_with_its_chain_and_its_money(tmp_path: Path) -> None:
+    """The second run pays from the channel that the first one opened: its contracts, keys and books are the same."""
+    ready = tmp_path / "ready.json"
+    contracts, books = [], []
+    for _ in range(2):
+        kept = ("--data-dir", tmp_path / "kept", "--ready-file", ready)
+        with running(tmp_path, "devnet", "--providers", 1, *kept) as devnet:
+            facts = wait_for(ready, devnet)
+            contracts.append(facts["contracts"])
+            client = openai.OpenAI(base_url=facts["gateway"] + "/v1", api_key=facts["api_key"], max_retries=0)
+            client.chat.completions.create(
+                model="default", messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
+            )
+            key = {"Authorization": f"Bearer {facts['api_key']}"}
+            books.append(httpx.get(facts["gateway"] + "/api/v1/wallet", headers=key).json())
+            devnet.send_signal(signal.SIGINT)
+            assert devnet.wait(PATIENCE_S) == 0
+    assert contracts[0] == contracts[1]
+    (first,), (second,) = (book["channels"] for book in books)
+    assert first["id"] == second["id"]
+    assert 0 < first["paid"] < second["paid"]
+
+
 def test_a_provider_that_fails_at_start_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
-    with running(tmp_path, "devnet", "--providers", 2, "--model", "nonsense") as devnet:
+    with running(tmp_path, "devnet", "--providers", 2, "--model", "nonsense", "--chain", "none") as devnet:
         assert devnet.wait(PATIENCE_S) == 1
     told = (tmp_path / "output").read_text()
     assert "provider-1 ended with exit code 1" in told
@@ -127,7 +174,7 @@ def test_a_provider_that_fails_at_start_is_told_with_the_end_of_its_log(tmp_path
 
 def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> None:
     with running(tmp_path, "devnet", "--providers", 1) as devnet:
-        eventually(lambda: len(family(devnet)) >= 2)  # janitor and first provider
+        eventually(lambda: len(family(devnet)) >= 3)  # janitor, chain and first provider
         processes = family(devnet)
         devnet.send_signal(signal.SIGINT)
         assert devnet.wait(PATIENCE_S) == 130
@@ -135,20 +182,42 @@ def test_a_start_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> No
     assert temporary_folders(tmp_path) == []
 
 
-def test_the_demo_adds_up(tmp_path: Path) -> None:
+def demo(folder: Path, chain: str) -> dict:
     done = subprocess.run(
-        command("demo", "--json"), cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        command("demo", "--chain", chain, "--json"), cwd=ROOT, capture_output=True, text=True, check=False,
+        timeout=PATIENCE_S, env={**os.environ, "TMPDIR": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "api_key" not in done.stdout
+    assert temporary_folders(folder) == []
     facts = json.loads(done.stdout)
     assert facts["ok"]
     before, after = facts["balances"]["before"], facts["balances"]["after"]
     spent = after["client"]["spent"] - before["client"]["spent"]
     earned = sum(after[name]["earned"] - before[name]["earned"] for name in ("provider-1", "provider-2"))
     assert spent == earned == sum(turn["amount"] for turn in facts["turns"]) > 0
-    assert "api_key" not in done.stdout
-    assert temporary_folders(tmp_path) == []
+    return facts
+
+
+def test_the_demo_adds_up_on_the_local_ledger(tmp_path: Path) -> None:
+    facts = demo(tmp_path, "none")
+    assert facts["devnet"]["rpc"] is facts["devnet"]["contracts"] is None
+    assert "chain" not in facts
+
+
+NO_ANVIL = pytest.mark.skipif(find_anvil() is None, reason="contracts/node_modules has no anvil (make chain-tools)")
+
+
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("anvil", marks=NO_ANVIL)])
+def test_the_demo_adds_up_on_chain(kind: str, tmp_path: Path) -> None:
+    facts = demo(tmp_path, kind)
+    on_chain, billed = facts["chain"], sum(turn["amount"] for turn in facts["turns"])
+    change = {name: on_chain["after"][name] - was for name, was in on_chain["before"].items()}
+    deposit = 5 * 10**18
+    assert change == {"client": -deposit, "provider-1": 0, "provider-2": billed, "escrow": deposit - billed}
+    assert [move["event"] for move in on_chain["transactions"]] == ["Opened", "Redeemed"]
+    assert on_chain["transactions"][-1]["total"] == billed
+    assert all(stake["active"] and stake["bonded"] == 1_000 * 10**18 for stake in on_chain["stakes"].values())
 
 
 def test_a_node_starts_tells_and_ends_on_sigterm(tmp_path: Path) -> None:
