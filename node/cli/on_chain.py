@@ -56,9 +56,11 @@ def money_rows(status: Mapping[str, Any]) -> list[tuple[str, object]]:
         return [("money", f"{status['rail']}: {status['rail_note']}")]
     rows: list[tuple[str, object]] = [("money", f"on chain {chain['chain_id']} at {chain['host']}: {chain['state']}")]
     rows.extend(("", f"{name:<16} {address}") for name, address in chain["contracts"].items())
-    rows.append(
-        ("stake", stake_line(status["stake"]) if status.get("stake") else "not known: the chain does not answer")
-    )
+    stake = status.get("stake")
+    if stake is None:
+        rows.append(("stake", "not known: the chain does not answer"))
+    elif status["models"] or stake["bonded"]:
+        rows.append(("stake", stake_line(stake)))
     return rows
 
 
