@@ -80,7 +80,7 @@ class Collector:
     async def dues(self) -> list[Due]:
         """What the chain owes us now. Raises ChainAway."""
         held = await self.held()
-        ids = [channel_id for channel_id in held if not self._settled_for_good(channel_id)]
+        ids = [channel_id for channel_id, channel in held.items() if not self._over(channel)]
         found = await self._views.look_newest(ids)
         now_ms, dues, before = self._clock.now_ms(), [], (dict(self._redeemed), dict(self._since))
         for channel_id, state in zip(ids, found, strict=True):
@@ -112,9 +112,10 @@ class Collector:
         }
         await self._keeper.save(json.dumps(notes).encode())
 
-    def _settled_for_good(self, channel_id: bytes) -> bool:
-        known = self._views.known(channel_id)
-        return known is not None and known.closed
+    def _over(self, channel: Channel) -> bool:
+        """Closed, and noted as such: it is never looked at again."""
+        known = self._views.known(channel.id)
+        return known is not None and known.closed and self._redeemed.get(channel.id, -1) >= channel.paid
 
     async def unsettled(self) -> int:
         """What vouchers promise beyond what the chain is known to have paid; asks nobody."""

@@ -7,7 +7,6 @@ have. `contracts.follower` follows the chain. While it is away vouchers go on, u
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import structlog
 
@@ -67,7 +66,6 @@ class ChainRail:
         self._openings = openings
         self._terms = terms
         self._balance = 0
-        self._choosing = asyncio.Lock()
         self._approving = asyncio.Lock()
         self._approved = False
 
@@ -98,23 +96,25 @@ class ChainRail:
             if there.deposit != deposit or there.closes_at:
                 raise PaymentRefused("these terms were used before: a new channel takes a new salt.")
             return sign_opening(terms, deposit, self._wallet)
-        async with AsyncExitStack() as stack:
-            async with self._choosing:  # two at once must not both count on the same money
-                self._balance = await self._octo.balance(self._wallet.address)
-                if deposit > (available := self._available()):
-                    raise InsufficientFunds(
-                        f"{format_octo(deposit)} are needed, the wallet has {format_octo(available)}.",
-                        next_step=f"Send OCTO to {address_text(self._wallet.address)}; on a devnet, "
-                        "`octo-node wallet faucet`.",
-                    )
-                making = self._openings.making(terms, deposit, now_ms=self._clock.now_ms())
-                await stack.enter_async_context(making)
+        self._balance = await self._octo.balance(self._wallet.address)
+        # No await between this look and `making`, which counts the deposit as spent: two at once cannot both have it.
+        if deposit > self._available():
+            raise self._too_little(deposit)
+        async with self._openings.making(terms, deposit, now_ms=self._clock.now_ms()):
             try:
                 await self._open(terms, deposit)
-            except (Reverted, GasPurseEmpty):  # for certain not opened; after any other error it may be
+            except (Reverted, GasPurseEmpty) as error:  # for certain not opened; after any other error it may be
                 await self._openings.forget(channel_id)
+                if isinstance(error, Reverted) and error.name == "ERC20InsufficientBalance":
+                    raise self._too_little(deposit) from None
                 raise
         return sign_opening(terms, deposit, self._wallet)
+
+    def _too_little(self, deposit: int) -> InsufficientFunds:
+        return InsufficientFunds(
+            f"{format_octo(deposit)} are needed, the wallet has {format_octo(self._available())}.",
+            next_step=f"Send OCTO to {address_text(self._wallet.address)}; on a devnet, `octo-node wallet faucet`.",
+        )
 
     async def _open(self, terms: ChannelTerms, deposit: int) -> None:
         try:

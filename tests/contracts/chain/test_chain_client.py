@@ -5,11 +5,12 @@ import secrets
 from dataclasses import replace
 
 import pytest
+from eth_hash.auto import keccak
 from worlds import QUICK
 
 from contracts.abi import Abi
 from contracts.anvil import give
-from contracts.chain import open_chain
+from contracts.chain import Block, TxReceipt, open_chain
 from contracts.child import free_port
 from contracts.contract import Call
 from contracts.faults import ChainAway, ChainRefused, GasPurseEmpty, Reverted, WrongChain
@@ -210,6 +211,25 @@ async def test_a_stuck_transaction_is_bumped_until_a_block_takes_it(anvil):
     assert await anvil.chain.nonce(wallet.address) == 1
 
 
+async def test_a_nonce_that_another_program_took_is_given_up_and_the_call_sent_anew(anvil):
+    wallet, to, elsewhere = await anvil.wallet(), someone(), someone()
+    await anvil.rpc.call("evm_setAutomine", False)
+    async with open_sender(anvil.chain, wallet, QUICK) as sender:
+        sending = asyncio.create_task(sender.send(coin(to)))
+        await until(anvil, lambda pending: pending == 1)
+        outbids = Transaction(
+            chain_id=anvil.chain.chain_id, nonce=0, fees=Fees(max_fee=10**12, tip=10**11), gas=21_000, to=elsewhere,
+            amount=1,
+        )  # fmt: skip
+        await anvil.chain.broadcast(sign_transaction(outbids, wallet).raw)
+        async with asyncio.timeout(15):
+            while not sending.done():
+                await anvil.mine()
+                await asyncio.sleep(0.1)
+        await sending
+    assert (await anvil.chain.balance(to), await anvil.chain.balance(elsewhere)) == (1, 1)
+
+
 async def test_a_reorganisation_that_takes_a_transaction_away_does_not_lose_it(anvil):
     wallet, to = await anvil.wallet(), someone()
     async with open_sender(anvil.chain, wallet, replace(QUICK, confirmations=3)) as sender:
@@ -234,3 +254,47 @@ async def test_money_that_comes_late_lets_the_wallet_go_on(anvil):
             await sender.send(coin(someone()))
         await give(anvil.url, wallet.address, 10**18)
         assert (await sender.send(coin(someone()))).ok
+
+
+# ---- nodes that count otherwise ------------------------------------------------------------------
+
+
+class ForgetfulNode:
+    """Counts no waiting transactions in its "pending" nonce, as some do, and mines when told."""
+
+    chain_id, host = 1, "scripted"
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.mined: list[bytes] = []
+
+    async def head(self) -> Block:
+        return Block(number=7, hash=bytes(32), timestamp=0, base_fee=1)
+
+    async def tip(self) -> int:
+        return 1
+
+    async def nonce(self, address: bytes, *, pending: bool = False) -> int:
+        return len(self.mined)
+
+    async def broadcast(self, raw: bytes) -> None:
+        self.taken.append(keccak(raw))
+
+    async def receipt(self, transaction: bytes) -> TxReceipt | None:
+        if transaction not in self.mined:
+            return None
+        return TxReceipt(
+            transaction=transaction, block=7, block_hash=bytes(32), ok=True, gas_used=1, contract=None, logs=()
+        )
+
+
+async def test_a_node_that_counts_no_waiting_transactions_gets_no_nonce_twice():
+    node, wallet = ForgetfulNode(), Secp256k1Signer(secrets.token_bytes(32))
+    async with open_sender(node, wallet, QUICK) as sender:
+        sending = [asyncio.create_task(sender.send(coin(someone()), gas=21_000)) for _ in range(5)]
+        async with asyncio.timeout(5):
+            while len(node.taken) < 5:
+                await asyncio.sleep(0.01)
+        node.mined = list(node.taken)
+        receipts = await asyncio.wait_for(asyncio.gather(*sending), 5)
+    assert [receipt.transaction for receipt in receipts] == node.taken

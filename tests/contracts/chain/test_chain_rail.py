@@ -221,6 +221,14 @@ async def test_a_channel_that_is_not_on_the_chain_is_refused(world):
             await payee.rail.check_channel(invented)
 
 
+async def test_more_than_the_chain_shows_is_refused_though_the_payer_signed_it(world):
+    async with pair(world) as (payer, payee):
+        opening = await payer.rail.open_channel(terms_between(payer, payee), OCTO)
+        more = sign_opening(opening.terms, OCTO + 1, payer.wallet)
+        with pytest.raises(PaymentRefused, match=r"shows 1 OCTO in this channel, not 1\.000000000000000001"):
+            await payee.rail.check_channel(more)
+
+
 async def test_a_channel_that_is_closing_or_drawn_on_is_refused(world):
     async with pair(world) as (payer, payee):
         mine, theirs = await opened(payer, payee)
@@ -371,7 +379,7 @@ async def test_one_bad_voucher_keeps_none_of_the_others_from_being_paid(world):
 
 
 async def test_a_request_to_close_is_answered_with_the_last_voucher_and_the_rest_goes_back(world):
-    async with pair(world, policy=NEVER) as (payer, payee):
+    async with pair(world, policy=replace(NEVER, period_s=3600)) as (payer, payee):
         payers, payees = await payer.octo(), await payee.octo()
         mine, theirs = await opened(payer, payee)
         mine, theirs = await paid(payer, payee, mine, theirs, 4 * OCTO)
@@ -408,6 +416,27 @@ async def test_a_payee_that_slept_through_the_request_still_redeems_in_time(worl
 
             await until(redeemed)
             assert mine.id in payee.closing
+
+
+async def test_a_voucher_that_comes_too_late_is_given_up_and_holds_nothing_up(world):
+    async with node(world) as payer:
+        books, wallet = MemoryBooks(), await world.wallet()
+        async with node(world, wallet=wallet, books=books) as payee:
+            late = await paid(payer, payee, *await opened(payer, payee), OCTO)
+            await payer.rail.request_close(late[0])
+        await world.pass_time(CHALLENGE_S + 1)
+
+        async def is_closed() -> bool:
+            return (await payer.channels.channel(late[0].id)).closed
+
+        if not (await payer.channels.channel(late[0].id)).redeemed:
+            await until(is_closed)
+        async with node(world, wallet=wallet, books=books) as payee:
+            before = await payee.octo()
+            await paid(payer, payee, *await opened(payer, payee), 7)
+            await payee.parts.collector.settle(everything=True)
+            assert await payee.octo() == before + 7
+            assert await payee.parts.collector.unsettled() == 0
 
 
 async def test_a_payee_can_end_a_channel_at_once(world):

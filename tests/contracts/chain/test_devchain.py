@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -20,11 +21,14 @@ from contracts.chain import open_chain
 from contracts.contract import Call
 from contracts.deployments import check_deployment
 from contracts.devchain import open_devchain
+from contracts.evm import Evm, EvmRefused
+from contracts.evm_store import EvmStore
 from contracts.faucet import FaucetTerms, ask_faucet
 from contracts.faults import ChainAway, ChainRefused
 from contracts.rpc import open_rpc
 from contracts.sender import open_sender
 from contracts.tokens import Token
+from contracts.transactions import Fees, Transaction, sign_transaction
 from market.errors import NodeMisconfigured
 from market.money import OCTO
 from market.signing import Secp256k1Signer, address_text
@@ -153,6 +157,54 @@ async def test_the_chain_ends_with_the_process_that_started_it(tmp_path):
     async with open_rpc(url.decode()) as rpc:
         with pytest.raises(ChainAway):
             await rpc.call("eth_chainId")
+
+
+class FailingStore(EvmStore):
+    fails = False
+
+    def add_logs(self, logs) -> None:
+        if self.fails:
+            raise OSError("no space left on device")
+        super().add_logs(logs)
+
+
+def test_a_block_is_whole_or_not_there(tmp_path):
+    wallet, store = Secp256k1Signer(secrets.token_bytes(32)), FailingStore(tmp_path / "chain.db")
+    evm = Evm(store, chain_id=7, rich=wallet.address, now=1_000)
+    to = secrets.token_bytes(20)
+    raw = sign_transaction(
+        Transaction(chain_id=7, nonce=0, fees=Fees(max_fee=10**10, tip=1), gas=21_000, to=to, amount=5), wallet
+    ).raw
+    evm.accept(raw)
+    store.fails = True
+    with pytest.raises(OSError, match="no space"):
+        evm.mine(1_001)
+    assert (evm.head.block_number, evm.has_waiting) == (0, True)
+    store.fails = False
+    evm.mine(1_002)
+    again = Evm(store, chain_id=7, rich=wallet.address, now=5)
+    assert again.head.hash == evm.head.hash
+    assert (again.head.block_number, again.balance(to, at=again.head), again.has_waiting) == (1, 5, False)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"nonce": 0}, "already known"), ({"chain_id": 8, "nonce": 1}, "invalid chain id"),
+        ({"gas": 20_999, "nonce": 1}, "intrinsic gas"), ({"gas": 30_000_001, "nonce": 1}, "block gas limit"),
+        ({"amount": 10**31, "nonce": 1}, "insufficient funds"), ({"nonce": 1_000}, "txpool is full"),
+        ({"amount": 6, "nonce": 0}, "underpriced"),
+    ],
+)  # fmt: skip
+def test_a_transaction_that_cannot_be_is_refused_in_words_that_clients_know(tmp_path, changes, words):
+    wallet, store = Secp256k1Signer(secrets.token_bytes(32)), EvmStore(tmp_path / "chain.db")
+    evm = Evm(store, chain_id=7, rich=wallet.address, now=1_000)
+    plain = Transaction(chain_id=7, nonce=0, fees=Fees(max_fee=10**10, tip=1), gas=21_000, to=b"\1" * 20, amount=5)
+    evm.accept(sign_transaction(plain, wallet).raw)
+    with pytest.raises(EvmRefused, match=words):
+        evm.accept(sign_transaction(replace(plain, **changes), wallet).raw)
+    store.close()
 
 
 # ---- the door ------------------------------------------------------------------------------------
