@@ -12,19 +12,17 @@ from typing import Any
 from rich.text import Text
 
 from node.cli.show import bare, facts, octo
-from node.demo_ledger import LedgerMoney
+from node.demo_ledger import PATIENCE_S, LedgerMoney
 from node.devnet_chain import DevnetChain
 from node.onlooker import ESCROW, Movement, Onlooker, StakeSeen
 from node.stage import Stage, Turn, signed
-
-SETTLE_S = 20.0
 
 
 class ChainMoney(LedgerMoney):
     """The books of the ledger's story, and the chain beside them."""
 
-    def __init__(self, stage: Stage, chain: DevnetChain, look: Onlooker) -> None:
-        super().__init__(stage)
+    def __init__(self, stage: Stage, chain: DevnetChain, look: Onlooker, *, patience_s: float = PATIENCE_S) -> None:
+        super().__init__(stage, patience_s=patience_s)
         self._chain = chain
         self._look = look
         self._accounts = {
@@ -60,7 +58,7 @@ class ChainMoney(LedgerMoney):
         ]
         self._stage.show(
             "PROVIDER", "WALLET", "TIER", "STAKE", "NEEDED", "RECEIPT KEY", rows=rows, right=("STAKE", "NEEDED"),
-            below="OCTO-A. Who signs two different receipts for one step with that key can lose half of it.",
+            below="OCTO-A. Signing two receipts for one step with that key can cost half of it.",
         )  # fmt: skip
         for name, seen in self.stakes.items():
             own = seen.receipt_key == _address(self._accounts[name]["receipt_key"])
@@ -85,9 +83,9 @@ class ChainMoney(LedgerMoney):
         super().settle(turns)
         ids = list(self._channels())
         for provider in self._devnet.providers:
-            provider.remote().post("/api/v1/settle", {}, timeout_s=SETTLE_S)
+            provider.remote().post("/api/v1/settle", {}, timeout_s=self._patience_s)
         owed = sum(turn.receipt.amount for turn in turns)
-        deadline = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + self._patience_s
         while sum(state.redeemed for state in self._look.channels(ids).values()) < owed:
             if time.monotonic() > deadline:
                 break
@@ -163,7 +161,7 @@ class ChainMoney(LedgerMoney):
             moved[ESCROW] == rest, f"the escrow holds {octo(moved[ESCROW])} more, the channels' rest is {octo(rest)}"
         )
         expect(sum(moved.values()) == 0, f"{octo(sum(moved.values()))} came from nowhere")
-        said.append((ESCROW, f"holds the rest, {octo(rest)}: the client's, once the channel closes"))
+        said.append((ESCROW, f"holds the rest, {octo(rest)}, the client's when it closes"))
         return said
 
     # ---- small things ----

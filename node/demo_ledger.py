@@ -9,12 +9,13 @@ from typing import Any
 from node.cli.show import bare, octo
 from node.stage import Stage, Turn, signed
 
-SETTLE_S = 5.0
+PATIENCE_S = 20.0
 
 
 class LedgerMoney:
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, patience_s: float = PATIENCE_S) -> None:
         self._stage = stage
+        self._patience_s = patience_s
         self._devnet = stage.devnet
         self.before = self._books()
         self.after = self.before
@@ -29,7 +30,7 @@ class LedgerMoney:
     def settle(self, turns: Sequence[Turn]) -> None:
         """Wait for the last voucher: it travels beside the answer, and arrives a few milliseconds later."""
         owed = sum(turn.receipt.amount for turn in turns)
-        deadline = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + self._patience_s
         while True:
             self.after = self._books()
             if self.earned() == owed or time.monotonic() > deadline:

@@ -53,5 +53,25 @@ def test_a_process_that_ignores_sigterm_is_killed() -> None:
     assert time.monotonic() - began >= 0.2
 
 
+def test_a_folder_that_is_still_being_written_to_goes_too(tmp_path: Path) -> None:
+    """What was just starting when the devnet died is in no group yet: it ends by itself, a little later."""
+    folder = tmp_path / "devnet"
+    (folder / "chain").mkdir(parents=True)
+    writing = (
+        "import contextlib, os, sys, time; print('up', flush=True)\n"
+        "until = time.monotonic() + 0.5\n"
+        "while time.monotonic() < until:\n"
+        " with contextlib.suppress(OSError): os.mkdir(f'{sys.argv[1]}/chain/{time.monotonic_ns()}')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", writing, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    while len(os.listdir(folder / "chain")) < 200:
+        pass
+    janitor.remove(folder)
+    assert not folder.exists()
+    assert process.wait(timeout=5) == 0
+
+
 def test_lines_that_name_no_group_are_passed_over() -> None:
     janitor.watch(["", "group x\n", "group -1\n", "group \n"], None)
