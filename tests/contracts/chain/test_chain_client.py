@@ -5,6 +5,7 @@ import secrets
 from dataclasses import replace
 
 import pytest
+import rlp
 from eth_hash.auto import keccak
 from worlds import QUICK
 
@@ -267,6 +268,7 @@ class ForgetfulNode:
     def __init__(self) -> None:
         self.taken: list[bytes] = []
         self.mined: list[bytes] = []
+        self.nonces: list[int] = []
 
     async def head(self) -> Block:
         return Block(number=7, hash=bytes(32), timestamp=0, base_fee=1)
@@ -279,6 +281,7 @@ class ForgetfulNode:
 
     async def broadcast(self, raw: bytes) -> None:
         self.taken.append(keccak(raw))
+        self.nonces.append(int.from_bytes(rlp.decode(raw[1:])[1], "big"))
 
     async def receipt(self, transaction: bytes) -> TxReceipt | None:
         if transaction not in self.mined:
@@ -298,3 +301,4 @@ async def test_a_node_that_counts_no_waiting_transactions_gets_no_nonce_twice():
         node.mined = list(node.taken)
         receipts = await asyncio.wait_for(asyncio.gather(*sending), 5)
     assert [receipt.transaction for receipt in receipts] == node.taken
+    assert node.nonces == [0, 1, 2, 3, 4]
