@@ -48,14 +48,19 @@ class Purse:
         self._reserved: dict[bytes, int] = {}
         self._unsure: set[bytes] = set()
         self._held: dict[bytes, int] = {}
+        self._ending: dict[bytes, Channel] = {}
         self._opening = asyncio.Lock()
 
     async def load(self) -> None:
         """Take up the channels of an earlier run. What the payee last saw of them is not known."""
         for channel in await self._books.channels():
-            if channel.role == "payer" and channel.state is ChannelState.OPEN:
+            if channel.role != "payer":
+                continue
+            if channel.state is ChannelState.OPEN:
                 self._adopt(channel)
                 self._unsure.add(channel.id)
+            elif channel.state is ChannelState.CLOSING:
+                self._ending[channel.id] = channel
 
     def channel_for(self, payee: bytes, need: int) -> bytes | None:
         """An open channel to `payee` with at least `need` left unreserved; the fullest one first."""
@@ -130,7 +135,7 @@ class Purse:
 
     def _adopt(self, channel: Channel) -> None:
         self._channels[channel.id] = channel
-        self._locks[channel.id] = asyncio.Lock()
+        self._locks.setdefault(channel.id, asyncio.Lock())
         self._reserved[channel.id] = 0
 
     async def pay(
@@ -163,9 +168,14 @@ class Purse:
 
     async def closing(self, channel_id: bytes, *, closed: bool) -> None:
         """The chain says that this channel of ours is closing, or closed: nothing more is paid from it."""
-        channel = self._channels.pop(channel_id, None)
-        if channel is not None:
-            await whole(self._books.save(ended(channel, closed=closed)))
+        async with self._locks.setdefault(channel_id, asyncio.Lock()):  # a voucher on its way to disk goes first
+            channel = self._channels.pop(channel_id, None) or self._ending.get(channel_id)
+            if channel is None:
+                return
+            self._ending[channel_id] = ended(channel, closed=closed)
+            await whole(self._books.save(self._ending[channel_id]))
+            if closed:
+                del self._ending[channel_id]
 
     def release(self, channel_id: bytes, amount: int) -> None:
         self._reserved[channel_id] -= amount
