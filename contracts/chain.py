@@ -99,7 +99,7 @@ class Chain:
         if wrong:
             self._checked = False
             self.health = Health(state="wrong", detail=wrong)
-            raise WrongChain(wrong, next_step="Set chain.url and chain.deployments so that they name one chain.")
+            raise WrongChain(wrong, next_step="Set chain.url and chain.deployment so that they name one chain.")
         self._expected_id, self._expected_genesis, self._checked = chain_id, genesis, True
         return chain_id, genesis
 

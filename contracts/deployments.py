@@ -97,7 +97,7 @@ def read_deployment(path: Path) -> Deployment:
     except OSError as error:
         raise NodeMisconfigured(
             f"the deployments file {path} cannot be read ({error.strerror}).",
-            next_step="Set chain.deployments, or make it with `octo-node contracts deploy`.",
+            next_step="Set chain.deployment, or make it with `octo-node contracts deploy`.",
         ) from None
 
 
@@ -108,7 +108,7 @@ async def check_deployment(chain: Chain, deployment: Deployment) -> None:
         raise WrongChain(
             f"the deployments file is for chain {deployment.chain_id} (first block {deployment.genesis[:10]}…), "
             f"{chain.host} serves chain {chain_id} (0x{genesis.hex()[:8]}…).",
-            next_step="Set chain.url and chain.deployments so that they name one chain.",
+            next_step="Set chain.url and chain.deployment so that they name one chain.",
         )
     for name, contract in deployment.contracts.items():
         code = await chain.code(deployment.address(name))

@@ -89,7 +89,7 @@ async def open_devchain(
         except (ValueError, KeyError, TypeError):
             raise NodeMisconfigured(
                 f"the devnet chain in {folder} did not start: {_last_words(errors)}",
-                next_step=f"See {errors}; or set chain.mode to none.",
+                next_step=f"See {errors}.",
             ) from None
         yield found
 

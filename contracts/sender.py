@@ -217,7 +217,7 @@ class Sender:
         if head.base_fee + tip > self._terms.max_fee:
             raise ChainError(
                 f"gas costs {(head.base_fee + tip) / GWEI:.1f} gwei, over the cap of {self._terms.max_fee / GWEI:.1f}.",
-                next_step="Wait, or raise chain.max_fee_gwei.",
+                next_step="Wait until the chain asks for less.",
             )
         # A few wei of chance in what may be paid, not in what is: two programs with one key would else sign the very
         # same bytes for the same call, and each take the one transaction for its own.

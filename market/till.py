@@ -136,6 +136,10 @@ class Till:
         account.progress.set()
         return added
 
+    def is_busy(self, channel_id: bytes) -> bool:
+        """Whether a task on this channel has not ended."""
+        return any(account.channel == channel_id for account in self._open.values())
+
     async def closing(self, channel_id: bytes, *, closed: bool) -> None:
         """The chain says that the payer wants out: no more tasks on it. Its last voucher stays in the books."""
         channel = self._channels.get(channel_id)

@@ -42,17 +42,19 @@ class Funds:
 
 
 class Cashier:
-    """`url` is the chain's endpoint; `closing` hears of a channel that closes, for purse and till."""
+    """`url` is the chain's endpoint; `closing` hears of a channel that closes, for purse and till; `is_busy` says
+    whether a task runs on one."""
 
     def __init__(
         self, parts: ChainParts, books: Books, *, wallet: bytes, url: str,
-        closing: Callable[[bytes, OnChain], Awaitable[None]],
+        closing: Callable[[bytes, OnChain], Awaitable[None]], is_busy: Callable[[bytes], bool],
     ) -> None:  # fmt: skip
         self._parts = parts
         self._books = books
         self._wallet = wallet
         self._url = url
         self._closing = closing
+        self._is_busy = is_busy
         self._channels = Channels(parts.chain, parts.deployment)
         self._octo = Token(parts.chain, parts.deployment, "Octo")
         self._octo_a = Token(parts.chain, parts.deployment, "OctoA")
@@ -130,6 +132,8 @@ class Cashier:
     async def _check_may_close(self, channel: Channel, state: OnChain) -> None:
         if state.closed:
             raise NotNow("this channel is closed.")
+        if channel.role == "payee" and self._is_busy(channel.id):
+            raise NotNow("a task that this channel pays is running.", next_step="Close it when that has ended.")
         if not state.opened:
             raise NotNow("the chain shows no such channel.", next_step="Its deposit may not be confirmed yet.")
         if channel.role == "payer" and state.closing:

@@ -16,7 +16,7 @@ import structlog
 
 from contracts.channels import OnChain
 from contracts.deployments import read_deployment
-from contracts.faults import ChainError
+from contracts.faults import ChainAway, ChainError
 from contracts.keeping import FileKeeper
 from contracts.rail import RailTerms
 from contracts.rails import ChainParts, open_chain_rail
@@ -113,6 +113,10 @@ class Closing:
         else:
             await self._tell(channel_id, closed=state.closed)
 
+    def is_busy(self, channel_id: bytes) -> bool:
+        """Whether a task that this channel pays runs here now."""
+        return self._money is not None and self._money[1].is_busy(channel_id)
+
     async def _tell(self, channel_id: bytes, *, closed: bool) -> None:
         assert self._money is not None
         for side in self._money:
@@ -132,11 +136,23 @@ class ChainSide:
         self.staker = staker
         self.cashier = cashier
 
-    async def fill(self, *, octo_a: int = 0) -> None:
-        """On a devnet: draw from the faucet when there is too little gas, OCTO or OCTO-A."""
-        funds = await self.cashier.funds()
-        if funds.gas_wei < LOW_GAS_WEI or funds.octo < OCTO or funds.octo_a < octo_a:
-            await self.cashier.draw()
+    async def fill(self) -> None:
+        """On a devnet: draw from the faucet when there is too little gas, OCTO or OCTO-A. A chain that is away is
+        no reason not to start."""
+        try:
+            funds = await self.cashier.funds()
+            staked = await self.staking.minimum_of(StakeTier.CONSUMER)
+            if funds.gas_wei < LOW_GAS_WEI or funds.octo < OCTO or funds.octo_a < staked:
+                await self.cashier.draw()
+        except ChainAway as away:
+            log.warning("faucet_not_asked", why=away.message)
+
+    async def stake(self) -> None:
+        """Stake for the offered tier and bind the receipt key, as far as it is not done. Raises InsufficientFunds."""
+        try:
+            await self.staker.add()
+        except ChainAway as away:
+            log.warning("stake_not_checked", why=away.message)
 
     def facts(self) -> dict[str, Any]:
         """For `status`: where we settle, and how the chain is; the endpoint by its host only."""
@@ -183,13 +199,11 @@ async def open_chain_side(
             parts,
             staking,
             staker=Staker(parts, staking, keys.wallet, tier=tier, receipt_key=keys.receipt, peer=peer),
-            cashier=Cashier(parts, books, wallet=keys.wallet.address, url=url, closing=closing),
+            cashier=Cashier(
+                parts, books, wallet=keys.wallet.address, url=url, closing=closing, is_busy=closing.is_busy
+            ),
             closing=closing,
         )
         if chain.faucet:
-            await side.fill(octo_a=await _stake_wanted(side))
+            await side.fill()
         yield side
-
-
-async def _stake_wanted(side: ChainSide) -> int:
-    return await side.staking.minimum_of(StakeTier.CONSUMER)

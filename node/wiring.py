@@ -231,7 +231,7 @@ async def open_node(
                 )
             )
             if chain is not None and settings.chain.stake:
-                await chain.staker.add()
+                await chain.stake()
             await offering.publish()
             _run(stack, offering.run(), "offering")
         node.ready = True

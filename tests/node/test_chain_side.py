@@ -15,6 +15,7 @@ from contracts.devchain import open_devchain
 from market.errors import InsufficientFunds, NodeMisconfigured
 from market.testing import ScriptedEngine
 from node.chain import Closing
+from node.faults import NotNow
 from node.settings import Api, ChainSettings, Content, EngineSettings, Mesh, Settings
 from node.wiring import open_node
 
@@ -31,7 +32,7 @@ async def chain(tmp_path):
 
 
 @asynccontextmanager
-async def node_on(chain, folder: Path, *, join=(), provide=True, text="Hello from the chain.", **of_chain):
+async def node_on(chain, folder: Path, *, join=(), provide=True, text="Hello from the chain.", delay_s=0.0, **of_chain):
     settings = Settings(
         data_dir=folder,
         network="test",
@@ -46,7 +47,7 @@ async def node_on(chain, folder: Path, *, join=(), provide=True, text="Hello fro
         ),
     )
     # Token ids of the default model stand for printable text up to 127, which is all that this engine says.
-    engine = ScriptedEngine(text) if provide else None
+    engine = ScriptedEngine(text, delay_s=delay_s) if provide else None
     async with open_node(settings, engine=engine, prepared=[Q4_0]) as node:
         yield node
 
@@ -110,6 +111,24 @@ async def test_a_provider_without_stake_gets_no_shared_task_and_the_client_says_
         assert refused["status"] == 503
         assert refused["error"]["octo"]["reasons"] == {seller.peer: "has no stake for the consumer tier"}
         assert (await chat(buyer, octo={"privacy": "public"}))["status"] == 200
+
+
+async def test_a_provider_does_not_close_a_channel_under_a_running_task(chain, tmp_path):
+    async with (
+        node_on(chain, tmp_path / "seller", text="x" * 400, delay_s=0.01) as seller,
+        node_on(chain, tmp_path / "buyer", provide=False, join=tuple(seller.addresses())) as buyer,
+    ):
+        await offered(buyer)
+        answering = asyncio.create_task(chat(buyer))
+        (channel,) = await until(seller.channels)
+        with pytest.raises(NotNow, match="running"):
+            await seller.chain.cashier.close(bytes.fromhex(channel["id"]))
+        answer = await answering
+        assert answer["status"] == 200
+        await until(lambda: _earned(seller, answer["octo"]["amount"]))
+        await until(lambda: not seller.chain.closing.is_busy(bytes.fromhex(channel["id"])))
+        await seller.chain.cashier.close(bytes.fromhex(channel["id"]))
+        assert (await seller.balances()).earned == answer["octo"]["amount"]
 
 
 async def test_without_octo_a_a_provider_is_told_what_its_tier_takes(chain, tmp_path):
