@@ -337,8 +337,9 @@ async def test_a_chain_without_faucet_is_said_so_with_the_address_to_send_to(mar
     node = market.buyer.node
     async with open_site(app, host="127.0.0.1", ports=(0,), setting="api") as url:
         cashier = Cashier(
-            node.chain.parts, node.receipts, wallet=node.binding.wallet, url=url, closing=node.chain.closing
-        )
+            node.chain.parts, node.receipts, wallet=node.binding.wallet, url=url, closing=node.chain.closing,
+            is_busy=node.chain.closing.is_busy,
+        )  # fmt: skip
         with pytest.raises(NotNow, match="no faucet") as caught:
             await cashier.draw()
     assert f"0x{node.binding.wallet.hex()}" in caught.value.next_step.lower()
