@@ -187,6 +187,9 @@ class Rail(Protocol):
     async def check_channel(self, opening: Opening) -> int:
         """The deposit that really stands behind a channel someone opened to us; raises PaymentRefused."""
 
+    async def check_serving(self) -> None:
+        """Raises PaymentRefused while vouchers cannot become money and too much waits already."""
+
     async def balances(self) -> Balances: ...
 
 

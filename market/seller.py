@@ -63,6 +63,7 @@ class Sale:
             raise RequestInvalid("the binding is another peer's.")
         try:
             served = self._can_serve(call, client)
+            await seller.till.check_serving()
         except OctoError as error:
             await self._talk.say(Refuse(code=error.code, reason=str(error)[:500]))
             return

@@ -199,6 +199,9 @@ class MemoryRail:
             raise PaymentRefused(str(error)) from error
         return opening.deposit
 
+    async def check_serving(self) -> None:
+        return
+
     async def balances(self) -> Balances:
         return Balances(
             granted=self._granted, available=self._granted - self._locked, locked=self._locked, spent=0, earned=0

@@ -85,6 +85,10 @@ class Till:
         if self.exposure() + 2 * tick > self._credit_limit:
             raise PaymentRefused("this provider's credit is used up by other tasks.", next_step="Try again soon.")
 
+    async def check_serving(self) -> None:
+        """Before a quote: raises PaymentRefused while what we are paid cannot become money."""
+        await self._rail.check_serving()
+
     async def admit(self, channel_id: bytes, opening: Opening | None, *, client: Binding, quote: Quote) -> Account:
         """The account of an accepted task on a funded channel of the client's; raises PaymentRefused."""
         channel = self._channels.get(channel_id)

@@ -341,6 +341,21 @@ async def test_a_full_disk_at_the_client_stops_paying_before_anything_is_sent(sh
     assert bob.earned() == 0
 
 
+async def test_while_vouchers_cannot_become_money_and_too_much_waits_no_task_is_taken(shop):
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+
+    async def away():
+        raise PaymentRefused("the chain is away and 5 OCTO wait to be redeemed.")
+
+    bob.till._rail.check_serving = away
+    with pytest.raises(NoProvider) as raised:
+        await alice.ask()
+    assert "the chain is away" in raised.value.reasons[bob.party.peer]
+    assert alice.spent() == bob.earned()  # refused before anything was prepaid
+
+
 async def test_credit_is_a_total_over_all_clients(shop):
     bob = shop.seller(credit=1)
     with pytest.raises(NoProvider) as raised:
