@@ -71,25 +71,26 @@ def kept_network(kind: Kind, root: Path) -> str | None:
 async def open_devnet_chain(kind: Kind, root: Path, *, network: str, note: Note) -> AsyncIterator[DevnetChain | None]:
     """A chain of this kind in a folder of `root` until the end of the block; None for kind "none".
 
-    Raises NodeMisconfigured with what is missing, and how to do without.
+    Raises NodeMisconfigured with what is missing.
     """
     async with AsyncExitStack() as stack:
-        try:
-            match kind:
-                case "none":
-                    chain = None
-                case "embedded":
-                    chain = await stack.enter_async_context(_embedded(root / _FOLDER, network, note))
-                case "anvil":
-                    chain = await stack.enter_async_context(_anvil(root / _FOLDER, network, note))
-        except NodeMisconfigured as error:
-            raise NodeMisconfigured(error.message, next_step="Or go without a chain: --chain none.") from None
-        yield chain
+        match kind:
+            case "none":
+                yield None
+            case "embedded":
+                yield await stack.enter_async_context(_embedded(root / _FOLDER, network, note))
+            case "anvil":
+                yield await stack.enter_async_context(_anvil(root / _FOLDER, network, note))
 
 
 @asynccontextmanager
 async def _embedded(folder: Path, network: str, note: Note) -> AsyncIterator[DevnetChain]:
-    async with open_devchain(folder, network=network, challenge_s=CHALLENGE_S) as running:
+    async with AsyncExitStack() as stack:
+        opening = open_devchain(folder, network=network, challenge_s=CHALLENGE_S)
+        try:
+            running = await stack.enter_async_context(opening)
+        except NodeMisconfigured as error:
+            raise NodeMisconfigured(error.message, next_step="Or leave the chain out: --chain none.") from None
         note(running.pid)
         yield DevnetChain(
             kind="embedded",
