@@ -14,18 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from trader import (
-    ANSWER,
-    NETWORK,
-    PRICE_IN,
-    PRICE_OUT,
-    TICK,
-    Died,
-    Keys,
-    Terms,
-    TraderProcess,
-    until,
-)
+from forks import Died, Forked, until
+from trader import ANSWER, NETWORK, PRICE_IN, PRICE_OUT, TICK, Keys, Terms, start_trader
 from tripwire import Step
 
 from contracts.chain import Chain, open_chain
@@ -54,11 +44,11 @@ class Street:
         self.octo = Token(chain, devchain.deployment, "Octo")
         self.channels = Channels(chain, devchain.deployment)
         self.lives = itertools.count(1)
-        self._payee: TraderProcess | None = None
+        self._payee: Forked | None = None
         self._address = ""
 
     @property
-    def payee(self) -> TraderProcess:
+    def payee(self) -> Forked:
         assert self._payee is not None
         return self._payee
 
@@ -71,20 +61,21 @@ class Street:
         """After the keeper's death: the same folder, the same address."""
         self._payee = await self._start("bob", listen=self._address.partition("/p2p/")[0])
 
-    async def customer(self, name: str, *, funded: bool = True) -> TraderProcess:
+    async def customer(self, name: str, *, funded: bool = True) -> Forked:
         if funded:
             await ask_faucet(self.devchain.url, Keys(name).wallet.address)
         return await self._start(name, provider="bob", join=(self._address,))
 
-    async def _start(self, name: str, **terms) -> TraderProcess:
-        folder = self.folder / name
-        process = TraderProcess(
-            Terms(name=name, folder=folder, chain=self.devchain.url, deployment=self.devchain.deployment_file, **terms)
+    async def _start(self, name: str, **terms) -> Forked:
+        return await start_trader(
+            Terms(
+                name=name,
+                folder=self.folder / name,
+                chain=self.devchain.url,
+                deployment=self.devchain.deployment_file,
+                **terms,
+            )
         )
-        try:
-            return await process.ready()
-        except Died:
-            raise AssertionError((folder / "trader.log").read_text()[-2000:]) from None
 
     async def books_on_disk(self, name: str) -> dict[bytes, Channel]:
         """As a process left them that is dead."""
@@ -115,7 +106,7 @@ async def open_street(folder: Path) -> AsyncIterator[Street]:
         try:
             yield street
         finally:
-            await street.payee.end()
+            await street.payee.kill()
 
 
 # ---- one life ----------------------------------------------------------------------------------------------------
@@ -131,7 +122,7 @@ PARTS = {0, price(0), price(TICK), price(2 * TICK), WHOLE}
 """What a task that was cut short may have cost: nothing, its input, some ticks, or all of it."""
 
 
-async def buy(client: TraderProcess) -> dict:
+async def buy(client: Forked) -> dict:
     """A task that works; a connection that just broke may need a moment."""
     answer: dict = {}
 
@@ -175,11 +166,11 @@ async def live(street: Street, who: str, step: Step | None) -> list[Step]:
         paid = await add_up(street, name, client, alice_had=alice_had, bob_had=bob_had)
         assert paid - WHOLE in (PARTS if tasks == 2 else {0})
     finally:
-        await client.end()
+        await client.kill()
     return steps
 
 
-async def no_voucher_is_lost(street: Street, name: str, who: str, client: TraderProcess) -> None:
+async def no_voucher_is_lost(street: Street, name: str, who: str, client: Forked) -> None:
     """What the client's books say it signed covers all that the provider took."""
     alice = await (street.books_on_disk(name) if who == "client" else client.call("books"))
     bob = await (street.books_on_disk("bob") if who == "provider" else street.payee.call("books"))
@@ -190,7 +181,7 @@ async def no_voucher_is_lost(street: Street, name: str, who: str, client: Trader
             assert mine.receipts.size >= theirs.receipts.size
 
 
-async def both_books_agree(street: Street, client: TraderProcess, channel_id: bytes) -> None:
+async def both_books_agree(street: Street, client: Forked, channel_id: bytes) -> None:
     """The last voucher brought the provider level with all that the client ever signed on the channel."""
 
     async def agree() -> bool:
@@ -200,7 +191,7 @@ async def both_books_agree(street: Street, client: TraderProcess, channel_id: by
     await until(agree, 5)
 
 
-async def end_channels(street: Street, who: str, client: TraderProcess) -> None:
+async def end_channels(street: Street, who: str, client: Forked) -> None:
     """The mortal one ends them, so that this too can be cut short: a client asks for its deposit back and waits,
     a provider redeems and closes at once. Returns when all deposits are out and both books know."""
     if who == "provider":
@@ -223,7 +214,7 @@ async def end_channels(street: Street, who: str, client: TraderProcess) -> None:
     await until(over, every_s=0.1)
 
 
-async def add_up(street: Street, name: str, client: TraderProcess, *, alice_had: int, bob_had: int) -> int:
+async def add_up(street: Street, name: str, client: Forked, *, alice_had: int, bob_had: int) -> int:
     """What was paid: the same in the client's books, the provider's, and on the chain, to the last unit."""
     spent, earned = alice_had - await street.octo_of(name), await street.octo_of("bob") - bob_had
     assert spent == earned

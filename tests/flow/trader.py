@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import multiprocessing
 import os
-import signal
-import sys
-import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import structlog
+from forks import Forked
 from tripwire import (
     Step,
     Tripwire,
@@ -275,16 +271,11 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
 # ---- the process -----------------------------------------------------------------------------------------------------
 
 
-def main(terms: Terms, pipe: Connection) -> None:
-    terms.folder.mkdir(parents=True, exist_ok=True)
-    log = (terms.folder / "trader.log").open("a", buffering=1)
-    os.dup2(log.fileno(), sys.stdout.fileno())
-    os.dup2(log.fileno(), sys.stderr.fileno())
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(log))
-    asyncio.run(_obey(terms, pipe))
+def main(pipe: Connection, terms: Terms) -> None:
+    asyncio.run(_obey(pipe, terms))
 
 
-async def _obey(terms: Terms, pipe: Connection) -> None:
+async def _obey(pipe: Connection, terms: Terms) -> None:
     async with open_trader(terms) as trader:
         pipe.send(("ready", None))
         while True:
@@ -298,65 +289,7 @@ async def _obey(terms: Terms, pipe: Connection) -> None:
                 pipe.send(("failed", str(error)))
 
 
-class Died(Exception):
-    """The process is gone."""
-
-
-class TraderProcess:
-    """The test's end of the pipe."""
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=main, args=(terms, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    async def ready(self) -> TraderProcess:
-        await self._answer()
-        return self
-
-    async def call(self, name: str, *arguments: Any) -> Any:
-        """Raises Died, once the process is gone for good."""
-        try:
-            self._pipe.send((name, arguments))
-        except OSError:
-            await self.end()
-            raise Died from None
-        return await self._answer()
-
-    async def _answer(self) -> Any:
-        try:
-            kind, answer = await asyncio.to_thread(self._pipe.recv)
-        except (EOFError, OSError):
-            await self.end()
-            raise Died from None
-        assert kind != "failed", answer
-        return answer
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.exitcode
-
-    async def end(self) -> None:
-        """SIGKILL, if it is not gone yet."""
-        if self._process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(self._process.pid or 0, signal.SIGKILL)
-        await asyncio.to_thread(self._process.join)
-        self._pipe.close()
-
-
-# Forked from a process that has everything imported and no thread yet: a start takes a tenth of a second.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["market.buyer", "market.seller", "market.testing", "contracts.rails", "node.store", "p2p.network", "aiohttp.web",
-     "verifier.receipts"]
-)  # fmt: skip
-
-
-async def until(condition, timeout_s: float = 20.0, every_s: float = 0.05) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not await condition():
-        assert time.monotonic() < deadline, f"not so within {timeout_s} s"
-        await asyncio.sleep(every_s)
+async def start_trader(terms: Terms) -> Forked:
+    process = Forked(main, terms, log=terms.folder / "trader.log")
+    await process.ready()
+    return process
