@@ -28,7 +28,7 @@ DEFAULT_NAME = "default"
 
 class MeshCatalog:
     """`address_of` gives the address from which a peer is connected, None if it is not; `changed` waits
-    until offers or peers change."""
+    until the version of offers and peers is above the given one, and returns it."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class MeshCatalog:
         address_of: Callable[[str], str | None],
         store: Store,
         session: aiohttp.ClientSession,
-        changed: Callable[[], Awaitable[object]],
+        changed: Callable[[int], Awaitable[int]],
     ) -> None:
         self._offers = offers
         self._address_of = address_of
@@ -110,8 +110,9 @@ class MeshCatalog:
 
     async def wait_for_sources(self, model: str) -> list[HttpSource]:
         """`sources`, as soon as there is one."""
+        version = -1
         while not (sources := self.sources(model)):
-            await self._changed()
+            version = await self._changed(version)
         return sources
 
     async def _load(self, model: str) -> ModelTokenizer:
@@ -120,14 +121,15 @@ class MeshCatalog:
 
     async def watch(self) -> None:
         """Fetch the tokenizers of new models as they are offered, until cancelled."""
+        version = -1
         while True:
+            version = await self._changed(version)
             for model in self.on_offer():
                 if model.model not in self._tokenizers and self.sources(model.model):
                     try:
                         await self.tokenizer(model.model)
                     except OctoError as error:
                         log.info("tokenizer_not_fetched", model=model.model, why=str(error))
-            await self._changed()
 
     def close(self) -> None:
         for loading in self._tokenizers.values():

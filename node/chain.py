@@ -66,15 +66,16 @@ class Stakes:
         return reason
 
     async def watch(
-        self, offers: Callable[[], Sequence[CheckedOffer]], changed: Callable[[], Awaitable[object]]
+        self, offers: Callable[[], Sequence[CheckedOffer]], changed: Callable[[int], Awaitable[int]]
     ) -> None:
         """Look at new providers as they are heard of, before anybody wants to buy; until cancelled."""
+        version = -1
         while True:
+            version = await changed(version)
             for checked in offers():
                 key = (checked.binding.wallet, checked.offer.tier, checked.binding.receipt_key)
                 if key not in self._known:
                     await self._ask(key)
-            await changed()
 
     async def _ask(self, key: tuple[bytes, Tier, bytes]) -> None:
         wallet, tier, receipt_key = key
@@ -190,7 +191,12 @@ async def open_chain_side(
         clock=clock,
         keepers=lambda name: FileKeeper(folder.path("chain", f"{name}.json")),
         terms=RailTerms(deposit_cap=payment.deposit_cap, away_limit=payment.credit * 100),
-        policy=SettlePolicy(worth=chain.settle_at, age_s=chain.settle_after_s, dust=chain.settle_dust),
+        policy=SettlePolicy(
+            worth=chain.settle_at,
+            age_s=chain.settle_after_s,
+            dust=chain.settle_dust,
+            period_s=min(60.0, chain.settle_after_s),
+        ),
         send_terms=SendTerms(confirmations=chain.confirmations),
         on_closing=closing,
     ) as parts:

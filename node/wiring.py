@@ -152,7 +152,7 @@ async def open_node(
             address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),
             store=models,
             session=session,
-            changed=lambda: mesh.wait_for_change(mesh.version),
+            changed=mesh.wait_for_change,
         )
         stack.callback(catalog.close)
 
@@ -216,7 +216,7 @@ async def open_node(
 
         _run(stack, catalog.watch(), "catalog")
         if chain is not None:
-            _run(stack, chain.stakes.watch(mesh.offers, lambda: mesh.wait_for_change(mesh.version)), "stakes")
+            _run(stack, chain.stakes.watch(mesh.offers, mesh.wait_for_change), "stakes")
         if settings.provide:
             await stack.enter_async_context(
                 provide(
