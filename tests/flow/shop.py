@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from market.buyer import Buyer, BuyerTerms, Order, Purchase
@@ -33,7 +34,17 @@ MODEL = "bafymodel"
 
 class ShopSeller:
     def __init__(
-        self, mesh, clock, name, *, engine: Engine, price_out=3 * OCTO, tokenizer=None, terms=None, credit=OCTO
+        self,
+        mesh,
+        clock,
+        name,
+        *,
+        engine: Engine,
+        price_out=3 * OCTO,
+        tokenizer=None,
+        terms=None,
+        credit=OCTO,
+        on_send=None,
     ):
         self.party = Party(name)
         self.engine = engine
@@ -69,7 +80,13 @@ class ShopSeller:
             clock=clock,
             terms=terms or SellerTerms(tick_tokens=8, payment_timeout_s=1.0),
         )
-        self.network = mesh.join(self.party.peer, self.seller.serve)
+        serve = self.seller.serve
+        if on_send is not None:  # a hostile one
+
+            async def serve(conversation):
+                await self.seller.serve(BentConversation(conversation, on_send))
+
+        self.network = mesh.join(self.party.peer, serve)
         mesh.announce(
             sign_offer(
                 Offer(
@@ -110,6 +127,7 @@ class ShopBuyer:
         prepaid_cap=OCTO,
         tokenizer=None,
         vet=lambda checked: None,
+        on_send=None,
     ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
@@ -125,6 +143,8 @@ class ShopBuyer:
             deposit=deposit,
         )
         network = mesh.join(self.party.peer, _nobody)
+        if on_send is not None:  # a hostile one
+            network = BentNetwork(network, on_send)
         self.buyer = Buyer(
             parts=DealParts(
                 network="test",
@@ -164,6 +184,39 @@ def make_order(text="Hi", **order) -> Order:
         sampling=Sampling(seed=bytes(32)),
         **order,
     )
+
+
+class BentConversation:
+    """Sends what `on_send(body)` makes of each body; nothing, if that is None."""
+
+    def __init__(self, conversation, on_send):
+        self.peer, self.task = conversation.peer, conversation.task
+        self._conversation = conversation
+        self._on_send = on_send
+
+    async def send(self, body):
+        bent = self._on_send(body)
+        if asyncio.iscoroutine(bent):
+            bent = await bent
+        if bent is not None:
+            await self._conversation.send(bent)
+
+    async def receive(self, timeout_s):
+        return await self._conversation.receive(timeout_s)
+
+    async def aclose(self):
+        await self._conversation.aclose()
+
+
+class BentNetwork:
+    def __init__(self, network, on_send):
+        self.peer = network.peer
+        self.offers = network.offers
+        self._network = network
+        self._on_send = on_send
+
+    async def open_conversation(self, peer, task):
+        return BentConversation(await self._network.open_conversation(peer, task), self._on_send)
 
 
 async def _nobody(conversation) -> None:
