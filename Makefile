@@ -35,7 +35,7 @@ lint: setup ## ruff, format, mypy --strict
 	@$(RUN)/ruff format --check .
 	@$(RUN)/mypy
 
-bench: model ## each figure beside its rival's, from the same run
+bench: model chain-tools ## each figure beside its rival's, from the same run
 	@$(RUN)/python -m bench && $(RUN)/python -m bench.figures
 
 artifacts: chain-tools ## the contracts' artefacts and gas figures, made anew from contracts/src

@@ -55,10 +55,10 @@ async def _run() -> list[dict[str, Any]]:
         open_llama_engine(MODEL, workers=1, threads=1, slots=8, context=2048) as engine,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
     ):
-        await _through(session, devnet)
+        await stream_through(session, devnet)
         await _alone(engine, job)
         for _ in range(RUNS):
-            ours.append(await _through(session, devnet))
+            ours.append(await stream_through(session, devnet))
             alone.append(await _alone(engine, job))
     rival = "our engine alone"
     first = compared("path_first_token_ms", "ms", [a for a, _ in ours], [a for a, _ in alone], rival)
@@ -68,7 +68,7 @@ async def _run() -> list[dict[str, Any]]:
     return as_dicts([first, rate])
 
 
-async def _through(session: aiohttp.ClientSession, devnet: Devnet) -> tuple[float, float]:
+async def stream_through(session: aiohttp.ClientSession, devnet: Devnet) -> tuple[float, float]:
     """(milliseconds to the first text, tokens per second after it), as a client of the gateway sees them."""
     body = {
         "model": devnet.model,

@@ -68,7 +68,7 @@ def compared(
         ours=round(mine, 3),
         rival=round(theirs, 3),
         rival_name=rival_name,
-        ratio=round(ratio, 3),
+        ratio=float(f"{ratio:.4g}"),
         goal=goal,
         met=met,
         runs=[[round(mine, 3), round(theirs, 3)] for mine, theirs in zip(ours, rival, strict=True)],
@@ -121,6 +121,11 @@ def as_dicts(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
+def ratio_text(ratio: float) -> str:
+    """Two decimals, or two digits of what is smaller."""
+    return f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.2g}"
+
+
 def print_table(rows: Iterable[Row], *, console: Console | None = None) -> None:
     """One line a row; as wide as it needs to be where the output is a file or a pipe."""
     console = console or Console()
@@ -133,7 +138,7 @@ def print_table(rows: Iterable[Row], *, console: Console | None = None) -> None:
     for row in rows:
         rival = "" if row.rival is None else f"{row.rival:g}"
         met = "" if row.met is None else "[green]yes[/]" if row.met else "[red]no[/]"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        ratio = "" if row.ratio is None else ratio_text(row.ratio)
         table.add_row(
             row.name, row.unit, f"{row.ours:g}", rival, ratio, row.goal, met, str(len(row.runs)), row.rival_name
         )
