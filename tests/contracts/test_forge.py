@@ -53,14 +53,20 @@ def test_invariants_were_tried_many_times_and_no_call_reverted(tests: Tests) -> 
         assert tests[name]["kind"]["Invariant"]["reverts"] == 0
 
 
+@pytest.fixture(scope="module")
+def gas(forge_tool: ModuleType) -> dict[str, int]:
+    found: dict[str, int] = forge_tool.measured()
+    return found
+
+
 @pytest.mark.parametrize("call", GOALS)
-def test_gas_is_within_its_goal(tests: Tests, forge_tool: ModuleType, call: str) -> None:
-    assert forge_tool.measured()[call] <= GOALS[call]
+def test_gas_is_within_its_goal(gas: dict[str, int], call: str) -> None:
+    assert gas[call] <= GOALS[call]
 
 
-def test_gas_is_no_more_than_a_hundredth_above_the_committed(tests: Tests, forge_tool: ModuleType) -> None:
+def test_gas_is_no_more_than_a_hundredth_above_the_committed(gas: dict[str, int], forge_tool: ModuleType) -> None:
     committed = json.loads(forge_tool.COMMITTED.read_text())
-    assert gas_faults(committed, forge_tool.measured()) == []
+    assert gas_faults(committed, gas) == []
 
 
 def gas_faults(committed: dict[str, int], now: dict[str, int]) -> list[str]:
