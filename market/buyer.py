@@ -7,6 +7,7 @@ that a reader who hangs up does not leave the provider unpaid. One candidate's p
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -113,6 +114,7 @@ class Buyer:
         self._terms = terms
         self._vet = vet
         self._running: set[asyncio.Task[None]] = set()
+        self._silences: Counter[str] = Counter()
 
     @asynccontextmanager
     async def buy(self, order: Order) -> AsyncIterator[Purchase]:
@@ -163,6 +165,7 @@ class Buyer:
         choice = self._choose(task_id, task, len(prompt))
         failures: dict[str, str] = {}
         for candidate in choice.ranked[: self._terms.attempts]:
+            silences = self._silences[candidate.peer]
             deal = Deal(
                 parts=self._parts,
                 candidate=candidate,
@@ -180,7 +183,7 @@ class Buyer:
                 log.info("provider_failed", task=task_id.hex(), peer=candidate.peer, why=str(error))
                 if purchase.cancelled.is_set():
                     raise  # we left: what was not finished is not the provider's failure
-                self._note_failure(deal, candidate.peer)
+                self._note_failure(deal, candidate.peer, silences)
                 if deal.started:
                     error.message = f"the provider failed in the middle of the answer: {error.message}"
                     error.next_step = error.next_step or "What was receipted is paid, nothing more. Ask again."
@@ -254,8 +257,11 @@ class Buyer:
             )
         return Choice(ranked=choice.ranked, refused=refused, because=choice.because)
 
-    def _note_failure(self, deal: Deal, peer: str) -> None:
-        silent = 1.0 if deal.prepaid and not deal.started else 0.0
+    def _note_failure(self, deal: Deal, peer: str, silences: int) -> None:
+        """`silences`: how many there were when the deal began. A provider that dies leaves all that it had just
+        accepted unanswered: that is one silence."""
+        silent = float(deal.prepaid and not deal.started and silences == self._silences[peer])
+        self._silences[peer] += int(silent)
         self._parts.standing.note(PeerId(peer), failure=1.0, silent=silent)
 
 

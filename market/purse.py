@@ -7,6 +7,7 @@ a channel is held from signing to sending. Knows the rail only as "open" and the
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 from market.channel import Channel, ChannelState, ended, pay
@@ -49,6 +50,7 @@ class Purse:
         self._unsure: set[bytes] = set()
         self._held: dict[bytes, int] = {}
         self._ending: dict[bytes, Channel] = {}
+        self._live: Counter[bytes] = Counter()
         self._opening = asyncio.Lock()
 
     async def load(self) -> None:
@@ -83,6 +85,7 @@ class Purse:
             self._hear(named, taken, provider)
             if self._usable(named, need, taken):
                 self._reserved[named] += need
+                self._live[named] += 1
                 opening = self._channels[named].opening if taken == 0 else None
                 return Spending(self, named, quote), opening
         async with self._opening:
@@ -91,11 +94,12 @@ class Purse:
             if fresh in (None, named) or not self._usable(fresh, need, 0):
                 fresh = (await whole(self._open(provider, max(need, self._deposit)))).id
             self._reserved[fresh] += need
+            self._live[fresh] += 1
         return Spending(self, fresh, quote), self._channels[fresh].opening
 
     def _hear(self, channel_id: bytes, taken: int, provider: Binding) -> None:
-        """The payee says how much it holds. If that is not all, a voucher may have been lost, even one that was sent
-        in order: its reader can have died before it was on disk. Or it is still under way; to send it again is no harm.
+        """The payee says how much it holds. If that is not all, though nothing of ours is under way, a voucher was
+        lost, even if it was sent in order: its reader can have died before it was on disk.
         Raises PeerBrokeProtocol if it claims to hold more than there is."""
         channel = self._channels.get(channel_id)
         if channel is None:
@@ -107,7 +111,7 @@ class Purse:
                 next_step="If these books were restored from a back-up, close that channel.",
             )
         self._held[channel_id] = taken
-        if 0 < channel.receipts.size - taken <= len(channel.tail):
+        if not self._live[channel_id] and taken < channel.receipts.size:
             self._unsure.add(channel_id)
 
     def _usable(self, channel_id: bytes, need: int, taken: int) -> bool:
@@ -180,9 +184,11 @@ class Purse:
     def release(self, channel_id: bytes, amount: int) -> None:
         self._reserved[channel_id] -= amount
 
-    def doubt(self, channel_id: bytes) -> None:
-        """The connection broke: vouchers that were sent may not have arrived."""
-        self._unsure.add(channel_id)
+    def leave(self, channel_id: bytes, *, broken: bool) -> None:
+        """A task on the channel is over. If its connection broke, vouchers that were sent may not have arrived."""
+        self._live[channel_id] -= 1
+        if broken:
+            self._unsure.add(channel_id)
 
 
 class Spending:
@@ -213,5 +219,4 @@ class Spending:
         """Give back what was reserved and not spent; `broken` when the connection did not end in order."""
         self._purse.release(self.channel, self._left)
         self._left = 0
-        if broken:
-            self._purse.doubt(self.channel)
+        self._purse.leave(self.channel, broken=broken)

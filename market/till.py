@@ -7,17 +7,17 @@ run up more than one number. Vouchers are on disk before they count.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from market.channel import Channel, ChannelState, ended, take
+from market.channel import TAIL_LIMIT, Channel, ChannelState, ended, take
 from market.errors import PaymentRefused
 from market.identity import Binding, PeerId
 from market.money import format_octo
 from market.ports import Books, Rail
 from market.quote import Quote
 from market.talk import whole
-from market.voucher import Opening, VoucherFrame
+from market.voucher import Opening, VoucherFrame, check_voucher_signature
 
 GAP_TIMEOUT_S = 3.0
 DEBT_SHARE = 20
@@ -55,6 +55,8 @@ class Till:
         self._changed: defaultdict[bytes, asyncio.Condition] = defaultdict(asyncio.Condition)
         self._open: dict[int, Account] = {}
         self._debts: defaultdict[bytes, int] = defaultdict(int)
+        self._over: defaultdict[bytes, int] = defaultdict(int)
+        self._newest: defaultdict[bytes, deque[bytes]] = defaultdict(lambda: deque(maxlen=TAIL_LIMIT))
 
     async def load(self) -> None:
         for channel in await self._books.channels():
@@ -131,14 +133,41 @@ class Till:
             except TimeoutError:
                 raise PaymentRefused("receipts before this voucher are missing.") from None
             before = self._channels[account.channel]
-            after = take(before, frame)
-            await whole(self._keep(after))
-            changed.notify_all()
-        added = after.paid - before.paid
+            if self._is_overtaken(account, before, frame):
+                added = self._share(account)
+            else:
+                after = take(before, frame)
+                await whole(self._keep(after))
+                self._newest[after.id].extend(frame.added)
+                changed.notify_all()
+                added = after.paid - before.paid
         account.paid += added
         account.leaves.update(frame.added)
         account.progress.set()
         return added
+
+    def _is_overtaken(self, account: Account, channel: Channel, frame: VoucherFrame) -> bool:
+        """Whether this is another task's later voucher's elder: that one carried these leaves again, after a doubt at
+        the payer's, and was read first. One that this very task has sent before is a replay."""
+        voucher, newest = frame.voucher, self._newest[channel.id]
+        if frame.leaves > channel.receipts.size or voucher.channel != channel.id or voucher.amount > channel.paid:
+            return False
+        if not frame.added or frame.added[-1] in account.leaves or not all(leaf in newest for leaf in frame.added):
+            return False
+        check_voucher_signature(channel.terms, voucher)
+        return True
+
+    def _share(self, account: Account) -> int:
+        """What other tasks on the channel were credited beyond what they owe, up to what this one owes."""
+        wanted = account.credit
+        for other in self._open.values():
+            if other is not account and other.channel == account.channel:
+                over = min(max(0, other.paid - other.owed), wanted)
+                other.paid -= over
+                wanted -= over
+        over = min(self._over[account.channel], wanted)
+        self._over[account.channel] -= over
+        return account.credit - wanted + over
 
     def is_busy(self, channel_id: bytes) -> bool:
         """Whether a task on this channel has not ended."""
@@ -157,8 +186,12 @@ class Till:
         self._channels[channel.id] = channel
 
     def close(self, account: Account) -> None:
-        """End of a task: what is unpaid stays a debt of its wallet, what is over pays older debts."""
+        """End of a task: what is unpaid stays a debt of its wallet, what is over pays older debts; the rest of that may
+        be for a task on the channel that still runs."""
         self._open.pop(id(account), None)
         debt = self._debts.pop(account.payer, 0) + account.owed - account.paid
         if debt > 0:
             self._debts[account.payer] = debt
+        self._over[account.channel] += max(0, -debt)
+        if not self.is_busy(account.channel):
+            del self._over[account.channel]

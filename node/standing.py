@@ -4,7 +4,7 @@ Implements `market.ports.Standing` on the store. The name of a fact says how it 
 
     …_ms, …_per_s, …_rate    a moving average
     success, failure         counted, and `failure_rate` is their moving average, which fades with time
-    silent                   counted, and fades over days
+    silent                   counted, and fades over days, and a little with each success
     anything else            a sum
 
 Answers come from memory; changes reach the disk every few seconds, so a kill forgets little.
@@ -34,6 +34,10 @@ FAILURE_HALF_LIFE_MS = 10 * 60 * 1000
 
 SILENT_HALF_LIFE_MS = 24 * 3600 * 1000
 """A provider that kept three prepayments is left alone for a day, not for ever."""
+
+FORGIVENESS = 0.95
+"""A provider that was killed three times between hundreds of answers is no thief. Who keeps every tenth prepayment is
+one, and stays over the buyer's limit of 2.5: 1 / (1 - 0.95^9) = 2.7."""
 
 _FADES = {"failure_rate": FAILURE_HALF_LIFE_MS, "silent": SILENT_HALF_LIFE_MS}
 _AVERAGED = ("_ms", "_per_s", "_rate")
@@ -66,6 +70,8 @@ class StoredStanding:
                 continue
             if name in ("success", "failure") and fact:
                 self._average(known, "failure_rate", float(name == "failure"), start=0.0)
+            if name == "success" and fact and known.get("silent"):
+                known["silent"] *= FORGIVENESS
             if name.endswith(_AVERAGED):
                 self._average(known, name, fact, start=fact)
             else:

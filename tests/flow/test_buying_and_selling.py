@@ -272,7 +272,8 @@ async def test_after_a_cut_connection_the_next_voucher_carries_what_was_missed(s
     older = Peaks().extend(channel.tail[:2])
     bob.till._channels[channel.id] = replace(before, paid=before.paid - 24 * OCTO // 10**6, receipts=older)
     del bob.books.saved[bob_key]
-    alice.purse.doubt(channel.id)
+    alice.purse.leave(channel.id, broken=True)
+    alice.purse._live.clear()
     _, purchase = await alice.ask()
     await settle(bob)
     assert purchase.outcome.channel == channel.id
@@ -304,11 +305,65 @@ async def test_a_long_answer_outlives_the_doubts_that_another_task_casts_on_its_
         async for delta in purchase.deltas():
             seen += delta.tokens
             if seen > 150:
-                alice.purse.doubt(next(iter(alice.books.saved.values())).id)
+                alice.purse._unsure.add(next(iter(alice.books.saved.values())).id)
                 seen = -1000
     assert purchase.outcome.tokens_out == 200
     await settle(bob)
     assert alice.spent() == bob.earned()
+
+
+async def test_a_voucher_that_is_overtaken_by_one_with_its_leaves_counts_for_its_task(shop):
+    """A doubt makes the second task's voucher carry the first one's leaves again, and it is read first."""
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+    (channel,) = bob.books.saved.values()
+    real_take, taken, held_up = bob.till.take, [], asyncio.Event()
+
+    async def first_comes_last(account, frame):
+        if frame.leaves == channel.receipts.size + 1:
+            held_up.set()
+            await asyncio.sleep(0.1)
+        taken.append((frame.leaves, len(frame.added)))
+        return await real_take(account, frame)
+
+    bob.till.take = first_comes_last
+    first = asyncio.create_task(alice.ask("one"))
+    await held_up.wait()
+    alice.purse._unsure.add(channel.id)
+    answers = [await alice.ask("two"), await first]
+    await settle(bob)
+    assert (channel.receipts.size + 2, 2) == taken[0]
+    assert {text for text, _ in answers} == {"Hello from the engine."}
+    assert alice.spent() == bob.earned() == channel.paid + sum(p.outcome.amount for _, p in answers)
+    assert bob.till.exposure() == 0
+
+
+async def test_tasks_that_pay_at_once_cast_no_doubt_on_their_channel(shop):
+    """What the provider has not taken yet is under way: nothing is sent again, nothing overtakes."""
+    bob, alice = shop.seller(engine=ScriptedEngine("u" * 40, delay_s=0.001)), shop.buyer()
+    real_take, lengths = bob.till.take, []
+
+    async def slow(account, frame):
+        lengths.append(len(frame.added))
+        await asyncio.sleep(0.01)
+        return await real_take(account, frame)
+
+    bob.till.take = slow
+    for _ in range(3):
+        await asyncio.gather(*(alice.ask(f"question {n}") for n in range(6)))
+    await settle(bob)
+    assert sum(length > 1 for length in lengths) <= 2, "at most once as a round begins, for what is read late"
+    assert alice.spent() == bob.earned()
+
+
+async def test_a_provider_that_dies_with_many_tasks_stayed_silent_once(shop):
+    bob = shop.seller(engine=ScriptedEngine(fail_after=0, failure=EngineFailed("the worker died.")))
+    alice = shop.buyer()
+    answers = await asyncio.gather(*(alice.ask(f"question {n}") for n in range(6)), return_exceptions=True)
+    assert all(isinstance(answer, NoProvider) for answer in answers)
+    assert alice.standing.of(bob.party.peer)["silent"] == 1
+    assert alice.standing.of(bob.party.peer)["failure"] == 6
 
 
 async def test_a_provider_that_claims_more_receipts_than_there_are_gets_no_further_deposit(shop):

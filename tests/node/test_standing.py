@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from market.buyer import SILENT_LIMIT
 from market.errors import StepNotAllowed
 from node.standing import FAILURE_HALF_LIFE_MS, PEERS_LIMIT, SILENT_HALF_LIFE_MS, open_standing
 from node.store import open_store
@@ -131,3 +132,17 @@ async def test_strangers_cannot_fill_the_memory(store, clock):
         assert standing.of("peer-0") == {}
         assert standing.of("regular")["success"] == PEERS_LIMIT + 9
     assert len(await store.standing()) == PEERS_LIMIT
+
+
+async def test_answers_make_good_for_a_silence_and_who_keeps_every_tenth_prepayment_is_found_out(store, clock):
+    async with open_standing(store, clock) as standing:
+        for _ in range(10):  # killed now and then, between many answers
+            standing.note("unlucky", failure=1, silent=1)
+            for _ in range(40):
+                standing.note("unlucky", success=1)
+        assert standing.of("unlucky")["silent"] < 0.2
+        for _ in range(10):
+            for _ in range(9):
+                standing.note("thief", success=1)
+            standing.note("thief", failure=1, silent=1)
+        assert standing.of("thief")["silent"] > SILENT_LIMIT
