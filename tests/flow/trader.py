@@ -80,6 +80,7 @@ class Terms:
     listen: str = "/ip4/127.0.0.1/tcp/0"
     provider: str = ""
     join: tuple[str, ...] = ()
+    away_limit: int = OCTO
 
 
 class Keys:
@@ -158,6 +159,9 @@ class Trader:
     async def books(self) -> dict[bytes, Channel]:
         return {channel.id: channel for channel in await self._books.channels()}
 
+    async def health(self) -> str:
+        return self._parts.rail.health.state
+
     async def settle(self) -> int:
         """What came in."""
         return sum(done.amount for done in await self._parts.collector.settle(everything=True))
@@ -200,7 +204,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
                     if name == "cursor"  # kept with every block: no step of a payment
                     else WatchedKeeper(FileKeeper(terms.folder / name), name, wire)
                 ),
-                terms=RailTerms(deposit_cap=OCTO, away_limit=OCTO, open_s=20, check_s=2),
+                terms=RailTerms(deposit_cap=OCTO, away_limit=terms.away_limit, open_s=20, check_s=2),
                 policy=ONLY_WHEN_TOLD,
                 send_terms=SendTerms(poll_s=0.05, taken_after_s=0.3, bump_after_s=1.0, patience_s=30),
                 follow_terms=FollowTerms(poll_s=0.05, orphan_s=0.0),
