@@ -55,6 +55,11 @@ async def test_while_the_chain_is_away_tasks_go_on_up_to_a_limit_and_then_everyt
                 await until(is_away, 40)
                 for _ in range(2):
                     assert (await alice.call("buy", "Hi"))["text"] == ANSWER, "on the channel that is there"
+
+                async def last_voucher_is_there() -> bool:
+                    return await street.payee.call("unsettled") == 3 * PRICE
+
+                await until(last_voucher_is_there)  # it follows the answer
                 refused = await alice.call("buy", "Hi")
                 assert "the chain is away and 0.000225 OCTO wait to be redeemed" in refused["error"]
 
