@@ -57,7 +57,7 @@ async def test_while_the_chain_is_away_tasks_go_on_up_to_a_limit_and_then_everyt
                     assert (await alice.call("buy", "Hi"))["text"] == ANSWER, "on the channel that is there"
 
                 async def last_voucher_is_there() -> bool:
-                    return await street.payee.call("unsettled") == 3 * PRICE
+                    return await street.payee.call("promised") == 3 * PRICE
 
                 await until(last_voucher_is_there)  # it follows the answer
                 refused = await alice.call("buy", "Hi")

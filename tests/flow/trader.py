@@ -169,6 +169,10 @@ class Trader:
     async def unsettled(self) -> int:
         return sum(due.amount for due in await self._parts.collector.dues())
 
+    async def promised(self) -> int:
+        """What vouchers in the books promise beyond what the chain paid, as far as is known; asks nobody."""
+        return await self._parts.collector.unsettled()
+
     async def close_as_payee(self) -> None:
         """Redeem and end every channel that pays us."""
         for channel in await self._books.channels():
