@@ -4,6 +4,7 @@ OctoError
 ├── RequestInvalid            400  the caller sent something we cannot run
 │   └── PromptTooLong         400
 ├── ModelUnknown              404
+├── ModelUntrusted            403  nobody here has said that this creator may be believed
 ├── NoProvider                503  nobody could be chosen; `reasons` says why, peer by peer
 ├── InsufficientFunds         402
 ├── EncodingInvalid           400  bytes that are not what they claim to be
@@ -68,6 +69,12 @@ class PromptTooLong(RequestInvalid):
 
 class ModelUnknown(OctoError):
     code, http_status, fault = "model_not_found", 404, "client"
+
+
+class ModelUntrusted(OctoError):
+    """A model that is unsigned, or signed by a creator whom the owner of this node has not trusted."""
+
+    code, http_status, fault = "model_untrusted", 403, "client"
 
 
 class NoProvider(OctoError):

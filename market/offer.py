@@ -45,7 +45,8 @@ class ModelOffer:
 
 @value
 class Offer:
-    """`content` are HTTP multiaddrs of the public content listener (`/ip4/…/tcp/…/http`)."""
+    """`models` are run here. `stores` are the manifest CIDs of models that are kept and served as files, run or not.
+    `content` are HTTP multiaddrs of the public content listener (`/ip4/…/tcp/…/http`)."""
 
     network: Annotated[str, Field(max_length=64)]
     peer: Annotated[str, Field(max_length=64)]
@@ -55,6 +56,7 @@ class Offer:
     tier: Tier
     slots: Annotated[int, Field(ge=0, le=4096)]
     models: Annotated[tuple[ModelOffer, ...], Field(max_length=32)]
+    stores: Annotated[tuple[Cid, ...], Field(max_length=64)] = ()
     privacy: Annotated[tuple[Privacy, ...], Field(max_length=4)]
     rails: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=8)]
     addresses: Annotated[tuple[Multiaddr, ...], Field(max_length=8)]

@@ -210,3 +210,45 @@ class Standing(Protocol):
     def of(self, peer: PeerId) -> Mapping[str, float]: ...
 
     def note(self, peer: PeerId, **facts: float) -> None: ...
+
+
+# ---- content -------------------------------------------------------------------------------------
+
+
+class ContentSource(Protocol):
+    """Somebody who may have bytes under a CID. Never trusted: whoever asks hashes what it gets.
+
+    `name` says in logs and errors who it was; it holds no secret.
+    """
+
+    name: str
+
+    async def block(self, cid: str) -> bytes:
+        """One block, at most 2 MiB, unverified. Raises ContentUnavailable; BlockInvalid if it cannot be that block."""
+
+    def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
+        """`length` bytes of a file from `start`, unverified, in pieces; fewer if the source ends early.
+
+        Raises ContentUnavailable, also if this source has blocks only. Closing the generator ends the request.
+        """
+
+
+class ContentShelf(Protocol):
+    """What a node lets one peer read over the mesh. `peer` is authenticated; the answers depend on it.
+
+    Everything raises ContentUnavailable for what is not here or not for that peer, in the same words.
+    """
+
+    async def block(self, peer: PeerId, cid: str) -> bytes: ...
+
+    def read_range(self, peer: PeerId, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
+        """As `ContentSource.read_range`, of a root that `peer` may read."""
+
+    async def ticket(self, peer: PeerId) -> str:
+        """What opens the content listener's roots that are not public to `peer`, for some minutes; a secret."""
+
+    async def catalog(self, creator: bytes, name: str) -> bytes:
+        """The newest signed catalog that we know under a creator's wallet (20 bytes) and a name."""
+
+    async def pin(self, peer: PeerId, manifest: str) -> None:
+        """`peer` asks us to keep and serve a model; returns once we have agreed, long before we have it."""

@@ -14,10 +14,10 @@ import structlog
 from inference.models.fetch import fetch_block, fetch_file
 from inference.models.manifest import Manifest, Role, SignedManifest, manifest_cid, read_manifest
 from inference.models.progress import OnProgress, quiet
-from inference.models.sources import ContentSource
 from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer, load_tokenizer
 from market.errors import ContentUnavailable, EncodingInvalid
+from market.ports import ContentSource
 
 _log = structlog.get_logger()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import hashlib
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -55,7 +54,7 @@ class Partial:
     def accept(self, number: int, data: bytes | bytearray | memoryview) -> bool:
         """Write leaf `number` if `data` hashes to it. False: these are other bytes. Raises DiskFull."""
         leaf = self.leaves[number]
-        if len(data) != leaf.length or hashlib.sha256(data).digest() != leaf.digest:
+        if not leaf.matches(data):
             return False
         if self.done[number]:
             return True
@@ -110,7 +109,7 @@ class Partial:
         for number, leaf in enumerate(self.leaves):
             if leaf.offset + leaf.length > there.st_size or not _has_data(self._fd, leaf):
                 continue
-            if hashlib.sha256(os.pread(self._fd, leaf.length, leaf.offset)).digest() == leaf.digest:
+            if leaf.matches(os.pread(self._fd, leaf.length, leaf.offset)):
                 self._mark(number)
 
     def _check_room(self) -> None:

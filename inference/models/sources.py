@@ -1,6 +1,6 @@
 """Where bytes come from. A source is never trusted: whoever asks hashes what it gets.
 
-Lives here: the port, octo peers and trustless gateways over HTTP, and a file on this machine. Limits on
+Lives here: octo peers and trustless gateways over HTTP, and a file on this machine. Limits on
 size and time; no redirects, no names, no cookies, no proxies, no compression. Knows no store.
 """
 
@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
 
 import aiohttp
 
@@ -23,21 +22,6 @@ _READ_TIMEOUT_S = 20.0
 """Silence for this long ends a request; a slow but steady source is the fetcher's business."""
 _BLOCK_TIMEOUT_S = 60.0
 _READ_BYTES = 1024 * 1024
-
-
-class ContentSource(Protocol):
-    """`name` says in logs and errors who it was."""
-
-    name: str
-
-    async def block(self, cid: str) -> bytes:
-        """One block, at most 2 MiB, unverified. Raises ContentUnavailable; BlockInvalid if it cannot be that block."""
-
-    def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
-        """`length` bytes of a file from `start`, unverified, in pieces; fewer if the source ends early.
-
-        Raises ContentUnavailable. Closing the generator ends the request.
-        """
 
 
 class HttpSource:

@@ -45,11 +45,31 @@ PROFILES = {profile.name: profile for profile in (PROFILE_2025, PROFILE_CLASSIC)
 
 
 class Leaf(NamedTuple):
-    """`length` bytes at `offset` of the file hash to `digest`. A tuple: a 40 GB model has 40,000 of them."""
+    """`length` bytes at `offset` of the file, between `head` and `tail`, hash to `digest`.
+
+    A raw leaf has neither; in a dag-pb leaf (`ipfs add` without --raw-leaves) they are the protobuf around the bytes,
+    so that its block can be made again from the plain file. A tuple: a 40 GB model has 40,000 of them.
+    """
 
     offset: int
     length: int
     digest: bytes
+    head: bytes = b""
+    tail: bytes = b""
+
+    def matches(self, data: bytes | bytearray | memoryview) -> bool:
+        if len(data) != self.length:
+            return False
+        if not self.head:
+            return hashlib.sha256(data).digest() == self.digest
+        digest = hashlib.sha256(self.head)
+        digest.update(data)
+        digest.update(self.tail)
+        return digest.digest() == self.digest
+
+    def block(self, data: bytes) -> bytes:
+        """The block that travels, of the leaf's bytes of the file."""
+        return self.head + data + self.tail
 
 
 @value
