@@ -33,6 +33,8 @@ CONFIG_LIMIT_BYTES = 1 << 20
 _CONFIG = PREFIX + "CONFIG"
 _FILE_NAMES = ("config.toml", "config.yaml", "config.yml", "config.json")
 _COMMAND_LINE, _ENVIRONMENT = "command line", "environment"
+_OTHERS = {"HF_ENDPOINT": "models.hub", "HF_TOKEN": "models.hub_token"}
+"""Variables that are not ours, which users of Hugging Face have set already; anything of ours outranks them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def load_settings(*, config: Path | None = None, overrides: Mapping[str, Any] | 
     NodeMisconfigured naming the key, where it was set, what is wrong, and what to do.
     """
     layers = [_Layer(_COMMAND_LINE, _nested(overrides or {})), _Layer(_ENVIRONMENT, _environment())]
+    others = _Layer(_ENVIRONMENT, _nested({key: os.environ.get(name) or None for name, key in _OTHERS.items()}))
     named = config or (Path(os.environ[_CONFIG]) if os.environ.get(_CONFIG) else None)
     file = named.expanduser() if named is not None else _file_in_data_dir(layers)
     if file is not None:
@@ -61,7 +64,7 @@ def load_settings(*, config: Path | None = None, overrides: Mapping[str, Any] | 
             )
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in reversed(layers):
+    for layer in reversed([*layers, others]):
         _merge(merged, layer.values, layer.name, sources)
     try:
         settings = Settings(**merged)

@@ -6,6 +6,7 @@ the command line, the environment and a file. People write amounts in OCTO; here
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -57,7 +58,25 @@ def _whole_path(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def size_from_text(raw: object) -> object:
+    """`200 GB`, `1.5TB`, `512 MiB`, or bytes."""
+    if not isinstance(raw, str):
+        return raw
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kMGT]i?)?B?", raw.strip())
+    if match is None:
+        raise ValueError('write a size, like "200 GB" or "1.5 TB"')
+    unit = match[2] or ""
+    scale = (1024 if unit.endswith("i") else 1000) ** " kMGT".index(unit[:1] or " ")
+    return int(Decimal(match[1]) * scale)
+
+
 Octo = Annotated[int, BeforeValidator(octo_from_text)]
+Bytes = Annotated[int, BeforeValidator(size_from_text), Field(ge=1 << 20, le=1 << 60)]
+Words = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^\S+$")], ...],
+    NoDecode,
+    BeforeValidator(_listed),
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^\S+$")]
 Multiaddrs = Annotated[tuple[Annotated[str, BeforeValidator(_multiaddr)], ...], NoDecode, BeforeValidator(_listed)]
@@ -81,10 +100,34 @@ class Content(_Section):
     port: Port = 0
 
 
+class ModelSettings(_Section):
+    """Where models lie and come from. `folder`: the store (else `models` in the data folder); `quota`: at most so
+    much, the least recently used files go first. `public`: what is pulled is served on to others. `pin`: models to
+    keep and serve as files without running them. `trust`: creators to believe (`0x…`, `hf:owner`, `https:host`,
+    `pypi:name`). `catalogs`: signed lists to follow (`0x…/name`). `peers`: peer ids that may read what is not public,
+    and ask this node to pin. `gateways`, `routers`: IPFS trustless gateways and delegated routers to ask, as URLs.
+    `kubo`: the RPC of a Kubo node, through `kubo_client`. `hub`, `hub_token`: Hugging Face's endpoint and token."""
+
+    folder: Annotated[Path, AfterValidator(_whole_path)] | None = None
+    quota: Bytes | None = None
+    public: bool = True
+    pin: Words = ()
+    trust: Words = ()
+    catalogs: Words = ()
+    peers: Words = ()
+    gateways: Words = ()
+    routers: Words = ()
+    kubo: SecretStr | None = None
+    kubo_client: Literal["aiohttp", "ipfshttpclient"] = "aiohttp"
+    hub: Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^https?://\S+$")] | None = None
+    hub_token: SecretStr | None = None
+
+
 class Mesh(_Section):
-    """Where libp2p listens."""
+    """Where libp2p listens. `dht`: look providers up in, and be found by, the distributed hash table."""
 
     listen: Multiaddrs = (_DEFAULT_LISTEN,)
+    dht: bool = True
 
 
 class EngineSettings(_Section):
@@ -170,6 +213,7 @@ class Settings(BaseSettings):
     api: Api = Api()
     content: Content = Content()
     mesh: Mesh = Mesh()
+    models: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     prices: Prices = Prices()
     payment: Payment = Payment()
@@ -216,6 +260,9 @@ class Settings(BaseSettings):
         if "listen" in self.mesh.model_fields_set:
             return (self.mesh.listen,)
         return self.mesh.listen, tuple(address.rpartition("/")[0] + "/0" for address in self.mesh.listen)
+
+    def models_folder(self) -> Path:
+        return self.models.folder or self.data_dir / "models"
 
     def content_host(self) -> str:
         """Where the content listener binds: where the mesh listens, so that both are public or neither is."""
