@@ -32,13 +32,13 @@ from market.purse import Purse
 from market.routing import Cheapest, Fastest, Policy, Reliable
 from market.seller import Seller
 from market.till import Till
-from node.api.content import content_app
 from node.api.limits import ApiLimits
 from node.api.server import open_api
 from node.api_keys import open_api_keys
 from node.catalog import MeshCatalog
 from node.clock import SystemClock
 from node.config import wallet_password
+from node.content.listener import content_app
 from node.folder import Folder, open_folder
 from node.keys import Keys, make_binding, open_keys
 from node.listening import open_site

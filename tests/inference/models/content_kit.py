@@ -13,7 +13,7 @@ from aiohttp import web
 from inference.models.cid import parse_cid
 from inference.models.sources import HttpSource, open_content_session
 from inference.models.store import Store
-from node.api.content import ContentLimits, content_app
+from node.content.listener import ContentLimits, content_app
 
 MIB = 1024 * 1024
 PLENTY = ContentLimits(requests_per_s=1e9, burst=10**9)

@@ -19,7 +19,7 @@ from inference.models.wheel import WheelSource, sha256_of
 from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid
 from market.signing import Secp256k1Signer
 from market.task import ChatMessage
-from node.api.content import content_app
+from node.content.listener import content_app
 from tests.inference.models.content_kit import PLENTY, Counter, counted_app, liar_app, sources
 
 CREATOR = Secp256k1Signer(bytes([3] * 32))

@@ -20,7 +20,7 @@ from inference.models.sources import HttpSource, LocalSource, open_content_sessi
 from inference.models.store import Store
 from inference.models.unixfs import PROFILE_CLASSIC
 from market.errors import BlockInvalid, ContentUnavailable, DiskFull, EncodingInvalid
-from node.api.content import content_app
+from node.content.listener import content_app
 from tests.inference.models.content_kit import (
     MIB,
     PLENTY,

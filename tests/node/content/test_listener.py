@@ -14,7 +14,7 @@ import pytest
 
 from inference.models.cid import RAW, cid_of_block
 from inference.models.store import Store
-from node.api.content import ContentLimits, content_app
+from node.content.listener import ContentLimits, content_app
 from tests.inference.models.content_kit import MIB, put, seeded, serving
 
 DATA = seeded(2 * MIB + 9)
