@@ -22,6 +22,8 @@ import structlog
 from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
 from inference.models.library import models_in, publish_model
 from inference.models.manifest import (
+    Format,
+    HardwareNeeds,
     Manifest,
     ModelFile,
     Role,
@@ -142,13 +144,13 @@ async def default_manifest(store: Store, weights: Path, folder: Path, *, creator
         name=DEFAULT_NAME,
         version=_VERSION,
         files=tuple(files),
-        format="gguf",
+        format=Format.GGUF,
         quantisation="Q4_0",
         licence="Apache-2.0",
         modality="text",
         context=inside.context,
         source=DEFAULT_WHEEL.reference,
-        min_ram_bytes=_MIN_RAM_BYTES,
+        needs=HardwareNeeds(min_ram_bytes=_MIN_RAM_BYTES),
         tokens=inside.tokens,
         creator=creator,
     )

@@ -10,6 +10,8 @@ import pytest
 
 from inference.models.cid import DAG_CBOR, RAW, cid_of_block
 from inference.models.manifest import (
+    Format,
+    HardwareNeeds,
     Manifest,
     ModelFile,
     Role,
@@ -37,13 +39,13 @@ def manifest(**changes: object) -> Manifest:
         name="Tiny-1.5B",
         version="1.2.3",
         files=(file(), file(Role.TOKENIZER), file(Role.CHAT_TEMPLATE)),
-        format="gguf",
+        format=Format.GGUF,
         quantisation="Q4_0",
         licence="Apache-2.0",
         modality="text",
         context=2048,
         source="pypi:x==1#y",
-        min_ram_bytes=10**9,
+        needs=HardwareNeeds(min_ram_bytes=10**9),
         tokens=SpecialTokens(bos="<s>", eos="</s>", end=(2,)),
         creator=CREATOR.address,
     )
@@ -90,7 +92,6 @@ def test_another_wallet_cannot_sign_for_the_creator() -> None:
         {"version": "v1.2.3"},
         {"files": ()},
         {"files": (file(Role.TOKENIZER),)},
-        {"files": (file(), file())},
         {"files": (file(), file(Role.TOKENIZER, name="weights.bin"))},
         {"files": (file(name="../weights"),)},
         {"files": (file(name="a..b"),)},
@@ -103,7 +104,7 @@ def test_another_wallet_cannot_sign_for_the_creator() -> None:
         {"files": (file(size_bytes=1 << 50),)},
         {"files": (file(), file(Role.TOKENIZER, size_bytes=1 << 30))},
         {"files": (file(), file(Role.CHAT_TEMPLATE, size_bytes=1 << 20))},
-        {"context": 0},
+        {"context": -1},
         {"context": 1 << 40},
         {"licence": "x" * 100},
         {"parent": "not a cid"},
