@@ -1,6 +1,7 @@
 """A content identifier: CIDv1, base32, sha2-256, one of the three codecs that models are made of.
 
-Lives here: parsing and printing. Knows nothing of blocks' insides, files or networks.
+Lives here: parsing and printing. Knows nothing of blocks' insides, files or networks. CIDv0 (`Qm…`) is read and
+becomes version 1, so that one block has one name in every table.
 Source: https://github.com/multiformats/cid; 4 header bytes + 32 digest bytes, so no library is needed.
 """
 
@@ -16,7 +17,13 @@ DAG_PB = 0x70
 DAG_CBOR = 0x71
 CODECS = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor"}
 
+BLOCK_LIMIT_BYTES = 2 * 1024 * 1024
+"""What bitswap and gateways agree to carry; a larger block cannot be verified before it is stored."""
+
 _TEXT_LENGTH = 59  # "b" + 58 base32 characters of 36 bytes
+_V0_LENGTH = 46  # 34 bytes that begin with 0x1220, in base58
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_NEXT_STEP = "Give a CIDv1 in base32 (b…, 59 characters) or a CIDv0 (Qm…); `ipfs cid base32` converts others."
 
 
 @value
@@ -33,9 +40,14 @@ class Cid:
 
 
 def parse_cid(text: str) -> Cid:
-    """Raises EncodingInvalid for anything but a lower-case base32 CIDv1 with sha2-256 and a codec of ours."""
-    if len(text) != _TEXT_LENGTH or not text.isascii():
-        raise EncodingInvalid(f"{text[:80]!r} is not a base32 CIDv1 with sha2-256.")
+    """Raises EncodingInvalid for anything but a lower-case base32 CIDv1 with sha2-256 and a codec of ours, or a CIDv0.
+
+    `str` of the result is always version 1: text that came in as `Qm…` does not equal it.
+    """
+    if len(text) == _V0_LENGTH and text.startswith("Qm"):
+        return _from_base58(text)
+    if len(text) != _TEXT_LENGTH or not text.isascii() or text[0] != "b":
+        raise EncodingInvalid(f"{text[:80]!r} is not a base32 CIDv1 with sha2-256.", next_step=_NEXT_STEP)
     digest = cid_digest(text)
     return cid_from_binary(_header(text) + digest)
 
@@ -65,3 +77,15 @@ def _header(text: str) -> bytes:
     for character in text[1:9]:
         bits = bits << 5 | "abcdefghijklmnopqrstuvwxyz234567".index(character)
     return bits.to_bytes(5, "big")[:4]
+
+
+def _from_base58(text: str) -> Cid:
+    number = 0
+    for character in text:
+        digit = _BASE58.find(character)
+        if digit < 0:
+            raise EncodingInvalid(f"{text!r} is not a CIDv0: {character!r} is no base58 character.")
+        number = number * 58 + digit
+    if number >> 256 != 0x1220:  # what starts with Qm may still be another number, and 46 characters hold 270 bits
+        raise EncodingInvalid(f"{text!r} is not a CIDv0 with sha2-256.", next_step=_NEXT_STEP)
+    return Cid(codec=DAG_PB, digest=(number & (1 << 256) - 1).to_bytes(32, "big"))

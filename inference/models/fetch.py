@@ -15,11 +15,12 @@ from pathlib import Path
 
 import structlog
 
-from inference.models.cid import RAW, Cid, check_block, parse_cid
+from inference.models.cid import BLOCK_LIMIT_BYTES, RAW, Cid, check_block, parse_cid
 from inference.models.partial import Partial, open_pull_lock
 from inference.models.progress import OnProgress, Progress, quiet
 from inference.models.store import Store
-from inference.models.unixfs import BLOCK_LIMIT_BYTES, Leaf, TreeWalk
+from inference.models.unixfs import Leaf
+from inference.models.walk import TreeWalk
 from market.errors import BlockInvalid, ContentError, ContentUnavailable, DiskFull, OctoError
 from market.ports import ContentSource
 

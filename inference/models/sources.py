@@ -13,9 +13,9 @@ from pathlib import Path
 
 import aiohttp
 
-from inference.models.cid import RAW, parse_cid
+from inference.models.cid import BLOCK_LIMIT_BYTES, RAW, parse_cid
 from inference.models.endpoints import multiaddr_of_url
-from inference.models.unixfs import BLOCK_LIMIT_BYTES, PROFILE_2025, FileDag, Profile, build_file
+from inference.models.unixfs import PROFILE_2025, FileDag, Profile, build_file
 from market.errors import BlockInvalid, ContentUnavailable
 
 _READ_TIMEOUT_S = 20.0

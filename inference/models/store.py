@@ -22,10 +22,10 @@ from typing import TypeVar
 
 import structlog
 
-from inference.models.cid import DAG_CBOR, RAW, Cid, check_block, cid_of_block, parse_cid
+from inference.models.cid import BLOCK_LIMIT_BYTES, DAG_CBOR, RAW, Cid, check_block, cid_of_block, parse_cid
 from inference.models.index import FileRow, Index, Stamp
 from inference.models.partial import Partial, disk_errors
-from inference.models.unixfs import BLOCK_LIMIT_BYTES, PROFILE_2025, Leaf, Profile, build_file
+from inference.models.unixfs import PROFILE_2025, Leaf, Profile, build_file
 from market.errors import BlockInvalid, ContentUnavailable
 from market.values import decode_plain, value
 

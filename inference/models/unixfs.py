@@ -1,7 +1,7 @@
-"""UnixFS files: building the DAG of a file, and walking somebody else's without trusting it.
+"""UnixFS files: what a leaf is, and building the DAG of a file.
 
-Lives here: balanced DAGs with raw leaves, the strict dag-pb reader and its limits. Reads one open
-file when building; knows no store and no network.
+Lives here: profiles and balanced DAGs with raw leaves. Reads one open file when building; knows no store, no
+network, and no DAG of others (walk.py).
 Sources: https://specs.ipfs.tech/unixfs/ , IPIP-499 (profiles), https://ipld.io/specs/codecs/dag-pb/spec/ .
 The CIDs equal the reference importer's (tests/vectors/unixfs.json).
 """
@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from inference.models.cid import DAG_PB, RAW, Cid, check_block, cid_from_binary, cid_of_block
-from market.errors import BlockInvalid, EncodingInvalid
+from inference.models import dagpb
+from inference.models.cid import BLOCK_LIMIT_BYTES, DAG_PB, RAW, Cid, cid_of_block
+from inference.models.dagpb import varint
 from market.values import value
 
-BLOCK_LIMIT_BYTES = 2 * 1024 * 1024
-"""What bitswap and gateways agree to carry; a larger block cannot be verified before it is stored."""
-DEPTH_LIMIT = 8
-LEAVES_LIMIT = 1 << 20
-"""1 TiB in 1 MiB leaves, 256 GiB in 256 KiB ones. Bounds the memory that a hostile root can make us spend."""
-
-_FILE = 2
 _SPAN_BYTES = 64 * 1024 * 1024
 
 
@@ -36,6 +30,10 @@ class Profile:
     name: str
     leaf_bytes: int
     width: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.leaf_bytes <= BLOCK_LIMIT_BYTES or self.width < 2:
+            raise ValueError(f"no file can be cut into leaves of {self.leaf_bytes} bytes, {self.width} a node.")
 
 
 PROFILE_2025 = Profile(name="unixfs-v1-2025", leaf_bytes=1024 * 1024, width=1024)
@@ -67,9 +65,18 @@ class Leaf(NamedTuple):
         digest.update(self.tail)
         return digest.digest() == self.digest
 
+    @property
+    def cid(self) -> Cid:
+        """The CID of the block that travels: raw, or dag-pb if there is a protobuf around the bytes."""
+        return Cid(codec=DAG_PB if self.head else RAW, digest=self.digest)
+
     def block(self, data: bytes) -> bytes:
         """The block that travels, of the leaf's bytes of the file."""
         return self.head + data + self.tail
+
+    def cut(self, block: bytes) -> bytes:
+        """The leaf's bytes of the file, of the block that travels; check them with `matches`."""
+        return block[len(self.head) : len(block) - len(self.tail)]
 
 
 @value
@@ -79,13 +86,10 @@ class FileDag:
     leaves: Sequence[Leaf]
     nodes: Sequence[tuple[Cid, bytes]]
 
-
-@value
-class FileNode:
-    """One parsed inner node: `links` are (cid, bytes of the file below it), in file order."""
-
-    size_bytes: int
-    links: tuple[tuple[Cid, int], ...]
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all blocks (Tsize), what a directory says of this file."""
+        return self.size_bytes + sum(len(block) for _, block in self.nodes)
 
 
 def build_file(
@@ -142,172 +146,8 @@ def build_tree(leaves: Sequence[Leaf], profile: Profile = PROFILE_2025) -> FileD
     return FileDag(root=level[0][0], size_bytes=size, leaves=leaves, nodes=nodes)
 
 
-def parse_node(block: bytes) -> FileNode:
-    """One inner node of a file, strictly: known fields only, in order, sizes that sum. Raises BlockInvalid."""
-    if len(block) > BLOCK_LIMIT_BYTES:
-        raise BlockInvalid(f"a block of {len(block)} bytes is over the limit of {BLOCK_LIMIT_BYTES}.")
-    cids: list[Cid] = []
-    data: bytes | None = None
-    for field, item in _fields(block):
-        if field == 2 and isinstance(item, bytes) and data is None:
-            cids.append(_link_cid(item))
-        elif field == 1 and isinstance(item, bytes) and data is None:
-            data = item
-        else:
-            raise BlockInvalid("a dag-pb node has a field that does not belong there.")
-    sizes, total = _parse_unixfs(data or b"")
-    if not cids or len(sizes) != len(cids):
-        raise BlockInvalid(
-            f"a file node has {len(cids)} links and {len(sizes)} sizes: "
-            "only files with raw leaves (--raw-leaves) can be fetched."
-        )
-    if sum(sizes) != total or 0 in sizes:
-        raise BlockInvalid(f"a file node says {total} bytes, its links sum to {sum(sizes)}.")
-    return FileNode(size_bytes=total, links=tuple(zip(cids, sizes, strict=True)))
-
-
-class TreeWalk:
-    """The leaf table of a DAG, grown from verified inner nodes: `wanted()` says which blocks to bring next.
-
-    Sizes count down from the root and no child may be empty, so the table cannot outgrow what the root declares.
-    """
-
-    def __init__(self, root: Cid, *, size_bytes: int | None = None, limit_bytes: int = 1 << 42) -> None:
-        if root.codec != DAG_PB:
-            raise BlockInvalid(f"{root} is not the root of a tree.")
-        self.size_bytes = size_bytes
-        self.nodes: dict[Cid, bytes] = {}
-        self._limit_bytes = limit_bytes
-        self._pending: dict[Cid, list[tuple[int, int | None, int]]] = {root: [(0, size_bytes, 1)]}
-        self._leaves: list[Leaf] = []
-        self._positions = 1
-
-    def wanted(self) -> list[Cid]:
-        return list(self._pending)
-
-    def give(self, cid: Cid, block: bytes) -> None:
-        """Raises BlockInvalid for a block that does not hash to `cid` or breaks the tree's rules."""
-        if len(block) > BLOCK_LIMIT_BYTES:
-            raise BlockInvalid(f"a block of {len(block)} bytes is over the limit of {BLOCK_LIMIT_BYTES}.")
-        check_block(cid, block)
-        node = parse_node(block)
-        self.nodes[cid] = block
-        for offset, size, depth in self._pending.pop(cid):
-            if size is not None and size != node.size_bytes:
-                raise BlockInvalid(f"{cid} holds {node.size_bytes} bytes where {size} were announced.")
-            if size is None:
-                self.size_bytes = node.size_bytes
-                if node.size_bytes > self._limit_bytes:
-                    raise BlockInvalid(f"a file of {node.size_bytes} bytes is over the limit of {self._limit_bytes}.")
-            self._place(node, offset, depth)
-
-    def leaves(self) -> list[Leaf]:
-        """All leaves in file order; call it when nothing is wanted any more."""
-        return sorted(self._leaves)
-
-    def _place(self, node: FileNode, offset: int, depth: int) -> None:
-        self._positions += len(node.links)
-        if self._positions > LEAVES_LIMIT + LEAVES_LIMIT // 64:
-            raise BlockInvalid(f"a DAG of more than {LEAVES_LIMIT} blocks is refused.")
-        for cid, size in node.links:
-            if cid.codec == RAW:
-                if size > BLOCK_LIMIT_BYTES:
-                    raise BlockInvalid(f"a leaf of {size} bytes is over the limit of {BLOCK_LIMIT_BYTES}.")
-                self._leaves.append(Leaf(offset, size, cid.digest))
-            elif cid.codec == DAG_PB and depth < DEPTH_LIMIT:
-                known = self.nodes.get(cid)
-                if known is None:
-                    self._pending.setdefault(cid, []).append((offset, size, depth + 1))
-                else:
-                    child = parse_node(known)
-                    if child.size_bytes != size:
-                        raise BlockInvalid(f"{cid} holds {child.size_bytes} bytes where {size} were announced.")
-                    self._place(child, offset, depth + 1)
-            else:
-                raise BlockInvalid(f"{cid} is deeper than {DEPTH_LIMIT} levels, or not a part of a file.")
-            offset += size
-
-
-# ---- protobuf ------------------------------------------------------------------------------------
-
-
 def _encode_node(children: Sequence[tuple[Cid, int, int]]) -> bytes:
-    """(cid, file bytes, total bytes) of each child -> a dag-pb file node: links first, then data."""
-    inner = b"\x08\x02\x18" + _varint(sum(child[1] for child in children))
-    inner += b"".join(b"\x20" + _varint(child[1]) for child in children)
-    links = bytearray()
-    for cid, _, total in children:
-        link = b"\x0a\x24" + cid.binary + b"\x12\x00\x18" + _varint(total)
-        links += b"\x12" + _varint(len(link)) + link
-    return bytes(links) + b"\x0a" + _varint(len(inner)) + inner
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, number or bytes) in order; raises BlockInvalid for torn or unusual protobuf."""
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        number, at = _read_varint(data, at)
-        if tag & 7 == 0:
-            yield tag >> 3, number
-        elif tag & 7 == 2 and number <= len(data) - at:
-            yield tag >> 3, data[at : at + number]
-            at += number
-        else:
-            raise BlockInvalid("a dag-pb block is torn.")
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 63, 7):
-        if at >= len(data):
-            break
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if byte == 0 and shift:
-                break  # a longer form of a shorter number: two encodings for one value
-            return number, at
-    raise BlockInvalid("a dag-pb block has a malformed number.")
-
-
-def _link_cid(link: bytes) -> Cid:
-    """The CID of a PBLink: Hash, then an empty Name, then Tsize; a file's links carry no names."""
-    fields = list(_fields(link))
-    order = [field for field, _ in fields]
-    if order not in ([1, 2, 3], [1, 3], [1, 2], [1]):
-        raise BlockInvalid("a dag-pb link has its fields out of order.")
-    binary, named = fields[0][1], dict(fields).get(2, b"")
-    if not isinstance(binary, bytes) or named != b"" or isinstance(dict(fields).get(3, 0), bytes):
-        raise BlockInvalid("a link of a file has a name, or a field of the wrong kind.")
-    try:
-        return cid_from_binary(binary)
-    except EncodingInvalid as error:
-        raise BlockInvalid(str(error)) from None
-
-
-def _parse_unixfs(data: bytes) -> tuple[list[int], int]:
-    """(block sizes, file size). Mode and mtime (UnixFS 1.5) are allowed and ignored, inline data is not."""
-    seen: dict[int, int | bytes] = {}
-    sizes: list[int] = []
-    for field, item in _fields(data):
-        if field == 4 and isinstance(item, int):
-            sizes.append(item)
-        elif field in (1, 2, 3, 7, 8) and field not in seen:
-            seen[field] = item
-        else:
-            raise BlockInvalid("a UnixFS node has a field that a file has no use for.")
-    total = seen.get(3)
-    if seen.get(1) != _FILE or not isinstance(total, int) or seen.get(2, b"") != b"":
-        raise BlockInvalid("a node is not a UnixFS file with all of its bytes in raw leaves.")
-    return sizes, total
+    """(cid, file bytes, total bytes) of each child -> a dag-pb file node."""
+    unixfs = b"\x08\x02\x18" + varint(sum(child[1] for child in children))
+    unixfs += b"".join(b"\x20" + varint(child[1]) for child in children)
+    return dagpb.encode_node([dagpb.encode_link(cid, b"", total) for cid, _, total in children], unixfs)
