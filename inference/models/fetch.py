@@ -149,7 +149,7 @@ class _Pull:
             raise BlockInvalid(f"{self._name} holds {total} bytes where {size_bytes} were announced.")
         partial = await self._store.in_thread(Partial, self._store.parts, self._name, leaves, total)
         try:
-            self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=""))
+            self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total))
             try:
                 if only is None:
                     self._queue.extend(_segments(partial.missing(), leaves))
@@ -278,7 +278,7 @@ class _Pull:
 
     def _tell(self, partial: Partial, source: ContentSource) -> None:
         total = partial.leaves[-1].offset + partial.leaves[-1].length
-        self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total, source=source.name))
+        self._progress(Progress(what=self._name, done_bytes=partial.done_bytes, total_bytes=total, sources={source.name: 0.0}))
 
     async def _save_now_and_then(self, partial: Partial) -> None:
         while True:

