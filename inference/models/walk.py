@@ -8,6 +8,7 @@ Sources: https://specs.ipfs.tech/unixfs/ .
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from inference.models import dagpb
@@ -78,8 +79,8 @@ class TreeWalk:
     """The leaf table of a DAG, grown from verified blocks.
 
     Protocol: while `wanted()` is not empty, bring those blocks and `give` them; then `leaves()` is the table, and
-    `nodes` the inner nodes to keep (give them again to resume). Ask `wanted()` anew after a round: what one block
-    says can make others needless, and those may still be given.
+    `nodes` the inner nodes to keep (give them again to resume). What one block says can make others needless;
+    those may still be given.
 
     **dag-pb leaves.** Only their blocks could prove how the protobuf around the bytes looks, and bringing them all
     would be the whole download twice. So the first one is brought; the protobuf around all others is computed, as
@@ -112,12 +113,11 @@ class TreeWalk:
         self._leaves: list[Leaf] = []
         self._start()
 
-    def wanted(self) -> list[Cid]:
-        """What to bring next. As long as no leaf was seen: what must be an inner node, and one block to find out."""
+    def wanted(self, limit: int = 64) -> list[Cid]:
+        """Up to `limit` blocks to bring next; one at a time, straight down, until the first leaf was seen."""
         if self._leaf_seen or not self._pending:
-            return list(self._pending)
-        sure = [cid for cid, places in self._pending.items() if (places[0].size or 0) > BLOCK_LIMIT_BYTES]
-        return sure or [max(self._pending, key=lambda cid: self._pending[cid][0].depth)]  # down, not along
+            return list(islice(self._pending, limit))
+        return [max(self._pending, key=lambda cid: self._pending[cid][0].depth)]
 
     def give(self, cid: Cid, block: bytes) -> None:
         """Raises BlockInvalid for a block that does not hash to `cid` or breaks the tree's rules."""
