@@ -69,6 +69,17 @@ def parse_block(block: bytes) -> PbNode:
     return PbNode(links, unixfs)
 
 
+def kind_of(block: bytes) -> int:
+    """FILE, DIRECTORY, … of a block, without a look at its links. Raises BlockInvalid."""
+    at, end = 0, len(block)
+    while at < end:
+        start, stop = _span(block, at + 1, end)
+        if block[at] == 0x0A:
+            return _parse_unixfs(block, start, stop).kind
+        at = stop
+    raise BlockInvalid("a dag-pb node holds no UnixFS data.")
+
+
 def encode_link(cid: Cid, name: bytes, total_bytes: int) -> bytes:
     link = b"\x0a\x24" + cid.binary + b"\x12" + varint(len(name)) + name + b"\x18" + varint(total_bytes)
     return b"\x12" + varint(len(link)) + link
