@@ -135,7 +135,7 @@ class Manifest:
     modality: OpenWord
     context: ContextTokens
     parent: Annotated[str, Field(max_length=59)] = ""
-    source: Annotated[str, Field(max_length=512)] = ""
+    source: Annotated[str, Field(max_length=2048)] = ""
     needs: HardwareNeeds = HardwareNeeds()
     tokens: SpecialTokens = SpecialTokens()
     creator: Address
@@ -208,11 +208,11 @@ def _check_kind(body: bytes) -> None:
     """A manifest of a later version gets told so, instead of an error about its first unknown field."""
     plain = decode_plain(body, limit_bytes=MANIFEST_LIMIT_BYTES)
     kind = plain.get("kind") if isinstance(plain, dict) else None
+    if isinstance(kind, str) and kind.startswith("octo/model/") and kind != _KIND:
+        raise EncodingInvalid(
+            f"This manifest is of version {kind[:32]!r}; this node reads {_KIND!r}.", next_step="Update octo-node."
+        )
     if kind != _KIND:
-        if isinstance(kind, str) and kind.startswith("octo/model/"):
-            raise EncodingInvalid(
-                f"This manifest is of version {kind[:32]!r}; this node reads {_KIND!r}.", next_step="Update octo-node."
-            )
         raise EncodingInvalid("the block is not a model's manifest.")
 
 

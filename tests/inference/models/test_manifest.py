@@ -108,7 +108,7 @@ def test_another_wallet_cannot_sign_for_the_creator() -> None:
         {"context": 1 << 40},
         {"licence": "x" * 100},
         {"parent": "not a cid"},
-        {"source": "s" * 1000},
+        {"source": "s" * 3000},
         {"tokens": SpecialTokens(end=tuple(range(100)))},
         {"kind": "octo/model/2"},
     ],
