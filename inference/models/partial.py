@@ -1,52 +1,69 @@
-"""A file on its way in: `.part` with leaves at their final offsets, `.map` with a bit for each leaf that is safe.
+"""A file on its way in: `.part` with leaves at their final offsets, `.map` with a byte for each leaf that is safe.
 
-Lives here: verified writes, the order "data to disk, then the bit", resuming, and the lock that keeps two
-pulls of one CID apart. Knows no index and no network. Everything here blocks; callers bring a thread.
+Lives here: verified writes, the order "data to disk, then the map", resuming. Knows no index and no network.
+Everything here blocks; callers bring a thread, and hold `open_pull_lock` of the root.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import fcntl
+import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from inference.models.disk import Disk, disk_errors, disk_full
+from inference.models.folders import stamp_of
+from inference.models.index import Stamp
 from inference.models.unixfs import Leaf
-from market.errors import DiskFull
 
 _STAMP_BYTES = 8
-_LOCK_POLL_S = 0.1
+_TABLE_BYTES = 16
+_HEADER_BYTES = _STAMP_BYTES + _TABLE_BYTES
+_EARLY_BYTES = 8 * 1024 * 1024
+"""How much is written before the disk is told to begin; a `save` then has little left to wait for."""
 
 
 class Partial:
     """`done` has one byte a leaf. Thread-safe: several connections write to one file.
 
-    Resuming trusts the map if `.part` is exactly as old as the map says. Otherwise the writer was killed
-    between a write and its bit (or somebody touched the file), and all the data that is there is hashed again.
+    Resuming trusts the map if it is of this very leaf table and `.part` is exactly as old as it says. Otherwise the
+    writer was killed between a write and its map (or somebody touched the file), and all the data that is there is
+    hashed again. A map that a power loss tore between two states names leaves of the older one only: bytes in it only
+    ever turn from 0 to 1, after their data was synced.
     """
 
-    def __init__(self, folder: Path, root: str, leaves: Sequence[Leaf], size_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, root: str, leaves: Sequence[Leaf], size_bytes: int, *, disk: Disk | None = None
+    ) -> None:
         self.part = folder / f"{root}.part"
         self.leaves = leaves
         self.done = bytearray(len(leaves))
         self.done_bytes = 0
+        self._left = len(leaves)
+        self._disk = disk or Disk()
         self._map = folder / f"{root}.map"
         self._size_bytes = size_bytes
-        self._lock = threading.Lock()
+        self._table = _fingerprint(leaves)
+        self._lock, self._saving = threading.Lock(), threading.Lock()
         self._unsaved = False
+        self._unsent = 0
         with disk_errors(size_bytes):
             self._fd = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._map_fd = os.open(self._map, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                self._map_fd = os.open(self._map, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except BaseException:
+                os.close(self._fd)
+                raise
             try:
                 self._resume()
                 self._check_room()
-                os.ftruncate(self._fd, size_bytes)
+                if os.fstat(self._fd).st_size != size_bytes:
+                    self._disk.resize(self._fd, size_bytes)
                 self._unsaved = True
                 self.save()
+                self._disk.sync_folder(folder)
             except BaseException:
                 self.close()
                 raise
@@ -59,39 +76,49 @@ class Partial:
         if self.done[number]:
             return True
         with disk_errors(self._size_bytes - self.done_bytes):
-            _write_all(self._fd, data, leaf.offset)
+            self._disk.write(self._fd, data, leaf.offset)
         self._mark(number)
+        self._unsent += leaf.length
+        if self._unsent >= _EARLY_BYTES:
+            self._unsent = 0
+            self._disk.start_writing(self._fd, 0, 0)
         return True
 
     def save(self) -> None:
         """Data first, then the map. The map is overwritten in place, so that a full disk cannot stop it."""
-        with self._lock:
-            if not self._unsaved:
-                return
-            bits, self._unsaved = bytes(self.done), False
-        with disk_errors(0):
-            os.fdatasync(self._fd)
-            stamp = os.fstat(self._fd).st_mtime_ns.to_bytes(_STAMP_BYTES, "big")
-            _write_all(self._map_fd, stamp + bits, 0)
+        with self._saving:  # a slower save must not put an older map over a newer one
+            with self._lock:
+                if not self._unsaved:
+                    return
+                done, self._unsaved = bytes(self.done), False
+            try:
+                with disk_errors(0):
+                    self._disk.sync_data(self._fd)
+                    stamp = os.fstat(self._fd).st_mtime_ns.to_bytes(_STAMP_BYTES, "big")
+                    self._disk.write(self._map_fd, stamp + self._table + done, 0)
+            except BaseException:
+                self._unsaved = True
+                raise
 
     @property
     def whole(self) -> bool:
-        return 0 not in self.done
+        return self._left == 0
 
     def missing(self) -> list[int]:
         return [number for number, done in enumerate(self.done) if not done]
 
-    def finish(self) -> os.stat_result:
+    def finish(self) -> Stamp:
         """All leaves are in: make them durable, make the file read-only and say what it looks like now."""
         assert self.whole
         self.save()
-        os.fsync(self._fd)
-        os.fchmod(self._fd, 0o444)
-        return os.fstat(self._fd)
+        with disk_errors(0):
+            os.fchmod(self._fd, 0o444)
+            self._disk.sync(self._fd)
+        return stamp_of(os.fstat(self._fd))
 
     def forget(self) -> None:
         """The part has become the file: the map has nothing more to say."""
-        self._map.unlink(missing_ok=True)
+        self._disk.remove(self._map)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -99,10 +126,10 @@ class Partial:
 
     def _resume(self) -> None:
         there = os.fstat(self._fd)
-        known = os.pread(self._map_fd, _STAMP_BYTES + len(self.leaves), 0)
-        whole = len(known) == _STAMP_BYTES + len(self.leaves)
-        if whole and known[:_STAMP_BYTES] == there.st_mtime_ns.to_bytes(_STAMP_BYTES, "big"):
-            for number, bit in enumerate(known[_STAMP_BYTES:]):
+        known = os.pread(self._map_fd, _HEADER_BYTES + len(self.leaves), 0)
+        expected = there.st_mtime_ns.to_bytes(_STAMP_BYTES, "big") + self._table
+        if len(known) == _HEADER_BYTES + len(self.leaves) and known[:_HEADER_BYTES] == expected:
+            for number, bit in enumerate(known[_HEADER_BYTES:]):
                 if bit:
                     self._mark(number)
             return
@@ -118,62 +145,23 @@ class Partial:
         disk = os.fstatvfs(self._fd)
         room = disk.f_bavail * disk.f_frsize
         if room < needed:
-            raise _full(needed, room)
+            raise disk_full(needed, room)
 
     def _mark(self, number: int) -> None:
         with self._lock:
             if not self.done[number]:
                 self.done[number] = 1
                 self.done_bytes += self.leaves[number].length
+                self._left -= 1
                 self._unsaved = True
 
 
-@asynccontextmanager
-async def open_pull_lock(folder: Path, root: str) -> AsyncIterator[None]:
-    """One pull of `root` at a time, across tasks and processes; the kernel lets go of a dead holder's lock."""
-    path = folder / f"{root}.lock"
-    while True:
-        with disk_errors(0):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-                break  # the last holder unlinks its lock: the file we hold must still be the one with the name
-        except BlockingIOError:
-            pass
-        os.close(descriptor)
-        await asyncio.sleep(_LOCK_POLL_S)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-@contextmanager
-def disk_errors(needed_bytes: int) -> Iterator[None]:
-    """ENOSPC and EDQUOT become DiskFull; other errors of the disk stay what they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(needed_bytes, 0) from None
-        raise
-
-
-def _full(needed: int, room: int) -> DiskFull:
-    return DiskFull(
-        f"The disk is full: {needed} bytes are still needed, {room} are free.",
-        next_step="Free some space and pull again; what has arrived is kept.",
-    )
-
-
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """pwrite may write a part only, above all on a disk that is about to be full."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _fingerprint(leaves: Sequence[Leaf]) -> bytes:
+    """Of a root with dag-pb leaves one pull may see another leaf table than the next (`TreeWalk.settle`)."""
+    told = hashlib.sha256()
+    for leaf in leaves:
+        told.update(leaf.offset.to_bytes(8, "big") + leaf.length.to_bytes(8, "big") + leaf.digest)
+    return told.digest()[:_TABLE_BYTES]
 
 
 def _has_data(descriptor: int, leaf: Leaf) -> bool:

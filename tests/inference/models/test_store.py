@@ -11,24 +11,14 @@ import pytest
 from inference.models.cid import RAW, cid_of_block, parse_cid
 from inference.models.store import Store
 from inference.models.unixfs import PROFILE_CLASSIC
-from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid
-from tests.inference.models.content_kit import MIB, put, seeded
+from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid, RequestInvalid
+from tests.inference.models.store_kit import MIB, bend, put, seeded
 
 DATA = seeded(3 * MIB + 5)
 
 
 def leaf(number: int) -> str:
     return str(cid_of_block(RAW, DATA[number * MIB : (number + 1) * MIB]))
-
-
-def bend(path: Path, at: int = 5) -> None:
-    """Flip one bit behind the store's back."""
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
 
 
 async def test_an_added_file_is_plain_read_only_and_found_by_its_root(store: Store, tmp_path: Path) -> None:
@@ -49,11 +39,11 @@ async def test_add_copies_and_move_moves(store: Store, tmp_path: Path) -> None:
     assert store.path_of(root).read_bytes() == DATA
 
 
-async def test_a_move_that_fails_puts_the_source_back(store: Store, tmp_path: Path) -> None:
-    source = tmp_path / "folder"  # can be moved, cannot be hashed
+async def test_what_is_no_plain_file_is_refused_and_left_alone(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "folder"
     source.mkdir()
     (source / "inside").write_bytes(b"precious")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(RequestInvalid):
         await store.add(source, move=True)
     assert (source / "inside").read_bytes() == b"precious"
     assert list(store.parts.iterdir()) == []
