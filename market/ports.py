@@ -226,9 +226,10 @@ class ContentSource(Protocol):
     async def block(self, cid: str) -> bytes:
         """One block, at most 2 MiB, unverified. Raises ContentUnavailable; BlockInvalid if it cannot be that block."""
 
-    def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
+    def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes | memoryview]:
         """`length` bytes of a file from `start`, unverified, in pieces; fewer if the source ends early.
 
+        A memoryview is good until the next piece is asked for: the source reads into the same buffer again.
         Raises ContentUnavailable, also if this source has blocks only. Closing the generator ends the request.
         """
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import aiohttp
 import structlog
 
 from inference.models.endpoints import may_dial, url_of_multiaddr
+from inference.models.http_client import HttpClient
 from inference.models.library import WITHOUT_WEIGHTS, open_tokenizer, pull_model
 from inference.models.sources import HttpSource
 from inference.models.store import Store
@@ -36,7 +36,7 @@ class MeshCatalog:
         offers: Callable[[], Sequence[CheckedOffer]],
         address_of: Callable[[str], str | None],
         store: Store,
-        session: aiohttp.ClientSession,
+        session: HttpClient,
         changed: Callable[[int], Awaitable[int]],
     ) -> None:
         self._offers = offers

@@ -18,8 +18,8 @@ import structlog
 
 from contracts.ledger import LedgerRail
 from inference.hardware import detect_hardware
+from inference.models.http_client import open_http_client
 from inference.models.progress import OnProgress, quiet
-from inference.models.sources import open_content_session
 from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms, all_vetted
 from market.errors import NodeMisconfigured
@@ -146,7 +146,7 @@ async def open_node(
         )
         network = OwnNetwork(mesh, serve=seller.serve, own_offer=lambda: offering.current, clock=clock)
         stack.push_async_callback(network.aclose)
-        session = await stack.enter_async_context(open_content_session())
+        session = await stack.enter_async_context(open_http_client())
         catalog = MeshCatalog(
             offers=network.offers,
             address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),

@@ -11,7 +11,8 @@ from pathlib import Path
 from aiohttp import web
 
 from inference.models.cid import parse_cid
-from inference.models.sources import HttpSource, open_content_session
+from inference.models.http_client import open_http_client
+from inference.models.sources import HttpSource
 from inference.models.store import Store
 from node.content.listener import ContentLimits, content_app
 
@@ -41,11 +42,11 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 @asynccontextmanager
 async def sources(*apps: web.Application, timeout_s: float = 20.0) -> AsyncIterator[list[HttpSource]]:
     """One HTTP source for each application, all listening."""
-    async with open_content_session() as session:
+    async with open_http_client() as client:
         stack = [serving(app) for app in apps]
         urls = [await one.__aenter__() for one in stack]
         try:
-            yield [HttpSource(url, session, timeout_s=timeout_s) for url in urls]
+            yield [HttpSource(url, client, timeout_s=timeout_s) for url in urls]
         finally:
             for one in stack:
                 await one.__aexit__(None, None, None)

@@ -15,8 +15,10 @@ from structlog.testing import capture_logs
 
 from inference.models.cid import DAG_PB, parse_cid
 from inference.models.fetch import fetch_block, fetch_file
+from inference.models.http_client import open_http_client
 from inference.models.progress import Progress
-from inference.models.sources import HttpSource, LocalSource, open_content_session
+from inference.models.sources import HttpSource, LocalSource
+from inference.models.standing import Patience
 from inference.models.store import Store
 from inference.models.unixfs import PROFILE_CLASSIC
 from market.errors import BlockInvalid, ContentUnavailable, DiskFull, EncodingInvalid
@@ -55,7 +57,7 @@ async def test_a_pulled_file_is_the_file(store: Store, other_store: Store, root:
     assert path.read_bytes() == DATA
     assert path.stat().st_mode & 0o777 == 0o444
     assert seen[-1].done_bytes == seen[-1].total_bytes == len(DATA)
-    assert seen[-1].source == peer.name
+    assert list(seen[-1].sources) == [peer.name]
     assert list(store.parts.iterdir()) == []
     assert not [f for f in store.list() if f.public]
 
@@ -184,7 +186,7 @@ async def test_a_dripping_source_loses_its_segment_to_a_quick_one(store: Store, 
 async def test_a_lone_dripping_source_is_given_up(store: Store, other_store: Store, root: str) -> None:
     async with sources(endless_app(other_store, pause_s=0.05, piece=b"x")) as (slow,):
         with pytest.raises(ContentUnavailable, match="needs over"):
-            await fetch_file(store, root, [slow], leaf_timeout_s=0.3)
+            await fetch_file(store, root, [slow], patience=Patience(leaf_timeout_s=0.3, pause_s=0.05))
 
 
 async def test_a_redirect_is_not_followed(store: Store, other_store: Store, root: str) -> None:
@@ -205,7 +207,7 @@ async def test_a_redirect_is_not_followed(store: Store, other_store: Store, root
 
 
 async def test_a_source_is_an_ip_address_never_a_name() -> None:
-    async with open_content_session() as session:
+    async with open_http_client() as session:
         for url in (
             "http://localhost:8081",
             "https://1.2.3.4",
@@ -259,7 +261,7 @@ async def test_kill_9_loses_no_verified_leaf(store: Store, other_store: Store, r
         child.wait()
         counter.bytes = 0
         fresh = Store(folder)
-        async with open_content_session() as session:
+        async with open_http_client() as session:
             path = await fetch_file(fresh, root, [HttpSource(url, session)])
     assert path.read_bytes() == DATA
     assert kept >= 20 * MIB
@@ -271,7 +273,8 @@ PULL_AND_STALL = """
 import asyncio, sys, time
 from pathlib import Path
 from inference.models.fetch import fetch_file
-from inference.models.sources import HttpSource, open_content_session
+from inference.models.http_client import open_http_client
+from inference.models.sources import HttpSource
 from inference.models.store import Store
 
 def stall(progress):
@@ -280,7 +283,7 @@ def stall(progress):
         time.sleep(60)
 
 async def main():
-    async with open_content_session() as session:
+    async with open_http_client() as session:
         await fetch_file(Store(Path(sys.argv[1])), sys.argv[2], [HttpSource(sys.argv[3], session)], progress=stall)
 
 asyncio.run(main())
