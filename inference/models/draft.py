@@ -16,7 +16,7 @@ from inference.models.formats import refuse_pickle
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.inspection import FileFacts, inspect_file
 from inference.models.manifest import Format, HardwareNeeds, Role, SpecialTokens
-from inference.models.roles import choose_files, name_of_model
+from inference.models.roles import name_of_model, roles_of
 from inference.models.transformers_config import (
     context_of,
     kv_token_bytes,
@@ -83,7 +83,7 @@ def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_
 
     Raises ModelFileInvalid, ModelUntrusted (pickles), RequestInvalid (no weights, several models), OSError.
     """
-    parts = _Parts(files, folder, wishes)
+    parts = _Parts(_without_common_folder(files), folder, wishes)
     weights = parts.names(Role.WEIGHTS)
     facts = parts.inspect()
     config = parts.config("config.json")
@@ -109,10 +109,10 @@ class _Parts:
     """The files of the model as they are sorted out: roles and paths by name, and why the others are not in it."""
 
     def __init__(self, files: Mapping[str, Path], folder: Path, wishes: Wishes) -> None:
-        choice = choose_files(files)
-        self.roles = dict(choice.roles)
-        self.paths = {name: files[name] for name in choice.roles}
-        self.left_out = dict(choice.left_out)
+        found = roles_of(files)
+        self.roles = dict(found.of)
+        self.paths = {name: files[name] for name in found.of}
+        self.left_out = dict(found.left_out)
         self._files = files
         self._folder = folder
         self._wishes = wishes
@@ -121,8 +121,12 @@ class _Parts:
         return [name for name, role in self.roles.items() if role in roles]
 
     def config(self, name: str) -> dict[str, Any]:
-        """A JSON object at the top of the model's folder; empty if there is none."""
-        return read_config(self.paths[name]) if self.roles.get(name) == Role.CONFIG else {}
+        """A JSON object beside the weights or at the top of the model's folder; empty if there is none."""
+        folder = self.names(Role.WEIGHTS)[0].rpartition("/")[0]
+        for place in (f"{folder}/{name}", name):
+            if self.roles.get(place) == Role.CONFIG:
+                return read_config(self.paths[place])
+        return {}
 
     def take_out(self, name: str, role: Role, text: str) -> None:
         self.roles[name], self.paths[name] = role, self._folder / name
@@ -134,7 +138,9 @@ class _Parts:
         for name in self.names(Role.PROJECTOR, Role.ADAPTER):
             self._inspected(name)
         if len({facts.format for facts in weights.values()}) > 1:
-            raise RequestInvalid("The weights are of several formats.", next_step="Name one file or one folder.")
+            raise RequestInvalid(
+                "The weights are of several formats.", next_step="Name one file or one folder of them."
+            )
         for name, facts in weights.items():
             for location in facts.external:
                 self._bring_external(name, location)
@@ -158,6 +164,14 @@ class _Parts:
             )
         self.left_out.pop(beside, None)
         self.roles[beside], self.paths[beside] = Role.EXTRA, self._files[beside]
+
+
+def _without_common_folder(files: Mapping[str, Path]) -> Mapping[str, Path]:
+    """`onnx/model.onnx` and `onnx/config.json` are the whole of a model whose folder's name says nothing more."""
+    firsts = {name.partition("/")[0] for name in files}
+    if len(firsts) == 1 and all("/" in name for name in files):
+        return _without_common_folder({name.partition("/")[2]: path for name, path in files.items()})
+    return files
 
 
 def _take_out_tokenizer(facts: FileFacts, parts: _Parts) -> SpecialTokens:

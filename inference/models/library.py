@@ -1,22 +1,41 @@
 """The models of a store: signed manifests and the files that they name.
 
-Lives here: publishing, pulling by manifest CID, opening a model's tokenizer. Joins store, manifest and fetch; knows
-no engine and no peer.
+Lives here: publishing, importing, pulling by manifest CID, removing, and opening a model's parts. Joins store, manifest
+and fetch; knows no engine, no peer and no settings: whom to trust comes in as a rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from inference.models.cid import RAW, parse_cid
+from inference.models.dagpb import total_bytes
+from inference.models.directory import DirectoryDag, build_folder
+from inference.models.draft import NO_WISHES, Draft, Wishes, draft_manifest
 from inference.models.fetch import fetch_block, fetch_file
-from inference.models.manifest import Manifest, Role, SignedManifest, manifest_cid, read_manifest
-from inference.models.progress import OnProgress, quiet
+from inference.models.formats import recognise, refuse_pickle
+from inference.models.manifest import (
+    Manifest,
+    ModelFile,
+    Role,
+    SignedManifest,
+    manifest_cid,
+    read_manifest,
+    sign_manifest,
+)
+from inference.models.progress import OnProgress, Progress, quiet
 from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer, load_tokenizer
-from market.errors import ContentUnavailable, EncodingInvalid
+from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid, ModelFileInvalid
+from market.identity import WalletSigner
 from market.ports import ContentSource
 
 _log = structlog.get_logger()
@@ -24,17 +43,106 @@ _log = structlog.get_logger()
 WITHOUT_WEIGHTS = frozenset((Role.TOKENIZER, Role.CHAT_TEMPLATE))
 """What a buyer needs to render prompts and to count tokens."""
 
+TrustRule = Callable[[Manifest], None]
+"""Raises ModelUntrusted for a manifest whose files shall not come in."""
 
-async def publish_model(store: Store, signed: SignedManifest) -> str:
-    """Make a manifest whose files are in the store, and those files, public. Returns its CID.
 
-    Raises EncodingInvalid for a manifest that does not check, ContentUnavailable if a file is missing.
+def trust_anyone(manifest: Manifest) -> None:
+    """For a CID that the caller has from somebody it trusts."""
+
+
+# ---- in ------------------------------------------------------------------------------------------
+
+
+async def import_model(
+    store: Store,
+    files: Mapping[str, Path],
+    creator: WalletSigner,
+    *,
+    source: str = "",
+    parent: str = "",
+    wishes: Wishes = NO_WISHES,
+    move: bool = False,
+    public: bool = True,
+    progress: OnProgress = quiet,
+) -> str:
+    """Make a model of files that somebody brought (name -> path), signed by `creator`; the CID of its manifest.
+
+    `source` is the canonical reference that they came from. `move`: the files go into the store without a copy.
+    Raises ModelFileInvalid, ModelUntrusted (pickles), RequestInvalid, DiskFull, EncodingInvalid.
+    """
+    folder = Path(await store.in_thread(lambda: tempfile.mkdtemp(prefix="default-", dir=store.parts)))
+    try:
+        draft = await asyncio.to_thread(draft_manifest, files, folder, wishes)
+        manifest = await add_draft(
+            store, draft, creator=creator.address, source=source, parent=parent, folder=folder, move=move,
+            progress=progress,
+        )  # fmt: skip
+        for name, why in draft.left_out.items():
+            _log.info("file_left_out", model=manifest.name, file=name, why=why)
+        return await publish_model(store, sign_manifest(manifest, creator), public=public)
+    finally:
+        await store.in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+async def add_draft(
+    store: Store,
+    draft: Draft,
+    *,
+    creator: bytes,
+    source: str = "",
+    parent: str = "",
+    folder: Path,
+    move: bool = False,
+    progress: OnProgress = quiet,
+) -> Manifest:
+    """Put a draft's files into the store and fill in its CIDs. What lies in `folder` is moved in any case."""
+    files = []
+    sizes = [file.path.stat().st_size for file in draft.files]
+    loop = asyncio.get_running_loop()
+    with ExitStack() as held:
+        for number, (file, size) in enumerate(zip(draft.files, sizes, strict=True)):
+
+            def heard(done: int, before: int = sum(sizes[:number])) -> None:
+                told = Progress(what=source or draft.name, done_bytes=before + done, total_bytes=sum(sizes))
+                loop.call_soon_threadsafe(progress, told)
+
+            root = await store.add(file.path, move=move or file.path.is_relative_to(folder), progress=heard)
+            await store.in_thread(held.enter_context, store.using(root))
+            files.append(ModelFile(role=file.role, name=file.name, cid=root, size_bytes=size))
+        directory = str((await _directory(store, files)).root)
+    return Manifest(
+        name=draft.name,
+        version=draft.version,
+        files=tuple(files),
+        directory=directory,
+        format=draft.format,
+        quantisation=draft.quantisation,
+        licence=draft.licence,
+        modality=draft.modality,
+        context=draft.context,
+        parent=parent,
+        source=source,
+        needs=draft.needs,
+        tokens=draft.tokens,
+        creator=creator,
+    )
+
+
+async def publish_model(store: Store, signed: SignedManifest, *, public: bool = True) -> str:
+    """Keep a manifest whose files are in the store, and let others have all of it if `public`. Returns its CID.
+
+    Raises EncodingInvalid for a manifest that does not check, ContentUnavailable if a file is missing, BlockInvalid
+    if its directory is not made of its files.
     """
     manifest = read_manifest(signed.encoded())
     for file in manifest.files:
         store.path_of(file.cid)
-        await store.set_public(file.cid)
-    await store.add_block(signed.encoded(), public=True)
+    await _keep_directory(store, manifest, public=public)
+    if public:
+        for file in manifest.files:
+            await store.set_public(file.cid)
+    await store.add_block(signed.encoded(), public=public)
     return manifest_cid(signed)
 
 
@@ -45,36 +153,79 @@ async def pull_model(
     *,
     roles: Collection[Role] = tuple(Role),
     public: bool = False,
+    trust: TrustRule = trust_anyone,
+    allow_pickled: bool = False,
     progress: OnProgress = quiet,
 ) -> Manifest:
     """Bring a manifest and its files (of these roles) into the store, every block verified; what is here is kept.
 
-    Raises ContentUnavailable, BlockInvalid, DiskFull, and EncodingInvalid for a manifest that does not check.
+    `trust` is asked before any file is downloaded. Raises what it raises, ContentUnavailable, BlockInvalid, DiskFull,
+    EncodingInvalid for a manifest that does not check, ModelUntrusted for pickled weights unless `allow_pickled`,
+    ModelFileInvalid for weights of another format than the manifest says.
     """
     try:
         block = await store.read_block(cid)
     except ContentUnavailable:
         block = await fetch_block(cid, sources)
     manifest = read_manifest(block)
-    for file in sorted(manifest.files, key=lambda file: file.size_bytes):  # the small ones tell early if it works
-        if file.role in roles:
+    trust(manifest)
+    if not allow_pickled:
+        refuse_pickle(manifest.format, manifest.name)
+    wanted = [file for file in manifest.files if file.role in roles]
+    with ExitStack() as held:
+        for file in sorted(wanted, key=lambda file: file.size_bytes):  # the small ones tell early if it works
             await fetch_file(store, file.cid, sources, size_bytes=file.size_bytes, public=public, progress=progress)
-    await store.add_block(block, public=public)
+            # The next one may need room, and what came just now is not to make it.
+            await store.in_thread(held.enter_context, store.using(file.cid))
+            if file.role == Role.WEIGHTS:
+                await store.in_thread(_check_format, store.path_of(file.cid), file, manifest)
+        if len(wanted) == len(manifest.files):
+            await _keep_directory(store, manifest, public=public)
+        await store.add_block(block, public=public)
     _log.info("model_pulled", manifest=cid, name=manifest.name, version=manifest.version)
     return manifest
 
 
+async def sign_again(store: Store, cid: str, creator: WalletSigner) -> str:
+    """The same model under another wallet, which vouches for it now: a new manifest with the old one as its parent.
+
+    As public as the old one. Raises ContentUnavailable, EncodingInvalid.
+    """
+    manifest = await model_of(store, cid)
+    if manifest.creator == creator.address:
+        return cid
+    signed = sign_manifest(replace(manifest, creator=creator.address, parent=cid), creator)
+    return await publish_model(store, signed, public=await store.in_thread(store.serves, cid))
+
+
+async def remove_model(store: Store, cid: str) -> int:
+    """Forget a manifest and those of its files that no other manifest here names. Returns the bytes that went.
+
+    Raises ContentUnavailable if it is not here.
+    """
+    manifest = await model_of(store, cid)
+    others = [other for key, other in (await _manifests(store)).items() if key != cid]
+    needed = {file.cid for other in others for file in other.files} | {other.directory for other in others}
+    await store.remove(cid)
+    if manifest.directory and manifest.directory not in needed:
+        await store.remove(manifest.directory)
+    gone = {file.cid: file.size_bytes for file in manifest.files if file.cid not in needed and store.has(file.cid)}
+    for root in gone:
+        await store.remove(root)
+    _log.info("model_removed", manifest=cid, name=manifest.name, bytes=sum(gone.values()))
+    return sum(gone.values())
+
+
+# ---- out -----------------------------------------------------------------------------------------
+
+
 async def models_in(store: Store, *, roles: Collection[Role] = tuple(Role)) -> Mapping[str, Manifest]:
     """Manifests whose files (of these roles) are all here, by CID; blocks that are no manifest are passed over."""
-    found = {}
-    for cid, block in (await store.in_thread(store.blocks)).items():
-        try:
-            manifest = read_manifest(block)
-        except EncodingInvalid:
-            continue
-        if all(store.has(file.cid) for file in manifest.files if file.role in roles):
-            found[cid] = manifest
-    return found
+    return {
+        cid: manifest
+        for cid, manifest in (await _manifests(store)).items()
+        if all(store.has(file.cid) for file in manifest.files if file.role in roles)
+    }
 
 
 async def model_of(store: Store, cid: str) -> Manifest:
@@ -83,11 +234,60 @@ async def model_of(store: Store, cid: str) -> Manifest:
 
 
 async def weights_path(store: Store, manifest: Manifest) -> Path:
-    """The file that an engine maps; hashed first if it changed on disk. Raises ContentUnavailable, BlockInvalid."""
-    return await store.checked_path(manifest.file(Role.WEIGHTS).cid)
+    """The file that an engine maps, of shards the first in a folder with the others; hashed first if it changed on
+    disk. Raises ContentUnavailable, BlockInvalid."""
+    if len(manifest.weights) == 1:
+        return await store.checked_path(manifest.weights[0].cid)
+    return await model_folder(store, manifest) / manifest.weights[0].name
+
+
+async def model_folder(store: Store, manifest: Manifest) -> Path:
+    """All files under their names, as links that take no room. Raises ContentUnavailable, BlockInvalid."""
+    return await store.folder_of({file.name: file.cid for file in manifest.files})
 
 
 async def open_tokenizer(store: Store, manifest: Manifest) -> ModelTokenizer:
     """Raises ContentUnavailable, BlockInvalid, ModelFileInvalid."""
     paths = {role: await store.checked_path(manifest.file(role).cid) for role in WITHOUT_WEIGHTS}
     return await store.in_thread(load_tokenizer, manifest, paths)
+
+
+async def _manifests(store: Store) -> Mapping[str, Manifest]:
+    return await store.in_thread(_read_manifests, store)
+
+
+def _read_manifests(store: Store) -> Mapping[str, Manifest]:
+    found = {}
+    for cid, block in store.blocks().items():
+        try:
+            found[cid] = read_manifest(block)
+        except EncodingInvalid:
+            continue
+    return found
+
+
+def _check_format(path: Path, file: ModelFile, manifest: Manifest) -> None:
+    found = recognise(path, file.name)
+    if found != manifest.format:
+        raise ModelFileInvalid(
+            f"{file.name} of {manifest.name} is {found}, and its manifest says {manifest.format}.",
+            next_step="Do not use this model; its publisher describes it wrongly.",
+        )
+
+
+async def _keep_directory(store: Store, manifest: Manifest, *, public: bool) -> None:
+    """A manifest's directory is what `build_folder` makes of its files, so that nobody has to send it."""
+    if manifest.directory:
+        dag = await _directory(store, manifest.files)
+        if str(dag.root) != manifest.directory:
+            raise BlockInvalid(f"the directory that the manifest of {manifest.name} names is not made of its files.")
+        await store.add_directory(dag, public=public)
+
+
+async def _directory(store: Store, files: Sequence[ModelFile]) -> DirectoryDag:
+    entries = {}
+    for file in files:
+        cid = parse_cid(file.cid)
+        size = file.size_bytes if cid.codec == RAW else total_bytes(await store.read_block(file.cid))
+        entries[file.name] = cid, size
+    return build_folder(entries)

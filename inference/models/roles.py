@@ -1,7 +1,7 @@
-"""Which of a place's files belong to a model, and as what: decided by their names alone.
+"""What each of a model's files is for, decided by their names alone.
 
-Lives here: the choice, pure. It is made before anything is downloaded, and again when a manifest is drafted. Bytes are
-not looked at: `formats` does that. Knows no place and no manifest's fields.
+Lives here: roles and the order of a manifest, pure. Which files of a large place belong to the model is `choice`'s to
+say, what their bytes are `formats`'. Knows no place and no manifest's fields.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from inference.models.choice import model_files
 from inference.models.filenames import check_file_name
 from inference.models.formats import SUFFIXES
 from inference.models.manifest import Format, Role
@@ -17,8 +18,8 @@ from market.errors import EncodingInvalid, RequestInvalid
 from market.values import value
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
-_VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema|ema)(?=[.-])")
-_BY_NAME = {"tokenizer.json": Role.TOKENIZER, "chat_template.jinja": Role.CHAT_TEMPLATE}
+_PRECISION = re.compile(r"[.-](i?q\d\w*|b?f16|f32|fp\d+|int[48]|mxfp4)$", re.IGNORECASE)
+_SAYS_NOTHING = frozenset(("model", "weights", "member", "pytorch_model", "diffusion_pytorch_model"))
 _BY_SUFFIX = {
     ".json": Role.CONFIG,
     ".txt": Role.VOCABULARY,
@@ -32,42 +33,43 @@ _BY_SUFFIX = {
     ".wav": Role.EXTRA,
 }
 _LICENCES = ("license", "licence", "notice", "copying")
-_NAMED = 8
+_WHOLE = (".safetensors", ".gguf", ".onnx")
+"""Formats of which a place often holds several copies: `choice` knows how to pick among them."""
 
 
 @value
-class Choice:
-    """`roles` by name, in the order of a manifest; `left_out` says why, by name."""
+class Roles:
+    """`of` by name, in the order of a manifest; `left_out` says why, by name."""
 
-    roles: Mapping[str, Role]
+    of: Mapping[str, Role]
     left_out: Mapping[str, str]
 
 
-def choose_files(names: Iterable[str]) -> Choice:
-    """Raises RequestInvalid if there are no weights, or several models to choose from."""
+def roles_of(names: Iterable[str]) -> Roles:
+    """Raises RequestInvalid if there are no weights, several models to choose from, or shards are missing."""
+    given = sorted(names)
+    whole = any(name.lower().endswith(_WHOLE) for name in given)
+    picked = set(model_files(given)) if whole and len(given) > 1 else set(given)
     roles: dict[str, Role] = {}
-    left_out: dict[str, str] = {}
-    for name in sorted(names):
+    left_out = {name: "the model is whole without it" for name in given if name not in picked}
+    for name in given:
         role = _role_of(name)
-        if isinstance(role, Role):
-            roles[name] = role
-        else:
+        if not isinstance(role, Role):
             left_out[name] = role
-    _prefer_safe_files(roles, left_out)
-    _prefer_one_variant(roles, left_out)
+        elif name in picked:
+            roles[name] = role
     weights = [name for name, role in roles.items() if role == Role.WEIGHTS]
-    _check_one_model(weights)
+    _check_weights(weights)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        _one_of_a_kind(name, PurePosixPath(weights[0]).parent, roles)
     order = list(Role)
-    return Choice(
-        roles=dict(sorted(roles.items(), key=lambda item: (order.index(item[1]), item[0]))), left_out=left_out
-    )
+    return Roles(of=dict(sorted(roles.items(), key=lambda item: (order.index(item[1]), item[0]))), left_out=left_out)
 
 
 def name_of_model(weights: Sequence[str]) -> str:
     """What the first weights file is called, without folder, shard and quantisation; empty if that says nothing."""
-    stem = _SHARD.sub("", PurePosixPath(weights[0]).name).rsplit(".", 1)[0]
-    stem = re.sub(r"[.-](i?q\d\w*|[bf]?f(16|32)|int[48]|mxfp4)$", "", stem, flags=re.IGNORECASE)
-    return "" if stem.lower() in ("model", "weights", "member", "pytorch_model", "diffusion_pytorch_model") else stem
+    stem = _PRECISION.sub("", _SHARD.sub("", PurePosixPath(weights[0]).name).rsplit(".", 1)[0])
+    return "" if stem.lower() in _SAYS_NOTHING else stem
 
 
 def _role_of(name: str) -> Role | str:
@@ -77,10 +79,8 @@ def _role_of(name: str) -> Role | str:
     except EncodingInvalid:
         return "its name is hidden, or not safe"
     path = PurePosixPath(name.lower())
-    if name in _BY_NAME:  # at the top only: a diffusion model has tokenizers in folders of their own
-        return _BY_NAME[name]
     if path.suffix in SUFFIXES:
-        if path.name.startswith("mmproj"):
+        if "mmproj" in path.name:
             return Role.PROJECTOR
         return Role.ADAPTER if path.name.startswith(("adapter_model.", "pytorch_lora_weights.")) else Role.WEIGHTS
     if path.name.startswith(_LICENCES):
@@ -91,48 +91,23 @@ def _role_of(name: str) -> Role | str:
     return "it is code, or nothing that an engine here reads"
 
 
-def _prefer_safe_files(roles: dict[str, Role], left_out: dict[str, str]) -> None:
-    """Pickled twins go where the same weights lie beside them in a format that cannot run code."""
-    kinds = {name: SUFFIXES[PurePosixPath(name.lower()).suffix] for name in _weights(roles)}
-    if any(Format.PYTORCH not in formats for formats in kinds.values()):
-        for name, formats in kinds.items():
-            if Format.PYTORCH in formats:
-                _leave_out(name, "it may be a pickle, and safe weights are there", roles, left_out)
+def _one_of_a_kind(name: str, folder: PurePosixPath, roles: dict[str, Role]) -> None:
+    """The one beside the weights, or at the top; a diffusion model has several, in folders of their own."""
+    kind = Role.TOKENIZER if name == "tokenizer.json" else Role.CHAT_TEMPLATE
+    nearest = next((place for place in (str(folder / name), name) if place in roles), None)
+    if nearest is not None:
+        roles[nearest] = kind
 
 
-def _prefer_one_variant(roles: dict[str, Role], left_out: dict[str, str]) -> None:
-    names = _weights(roles)
-    for name in names:
-        if _VARIANT.sub("", name) != name and _VARIANT.sub("", name) in names:
-            _leave_out(name, "it is another precision of the same weights", roles, left_out)
-        elif PurePosixPath(name).name.startswith("consolidated") and len(names) > 1:
-            _leave_out(name, "it holds the same weights as the others", roles, left_out)
-    for name in [name for name, role in roles.items() if role == Role.PROJECTOR][1:]:
-        _leave_out(name, "it is another precision of the projector", roles, left_out)
-
-
-def _leave_out(name: str, why: str, roles: dict[str, Role], left_out: dict[str, str]) -> None:
-    del roles[name]
-    left_out[name] = why
-
-
-def _weights(roles: Mapping[str, Role]) -> list[str]:
-    return [name for name, role in roles.items() if role == Role.WEIGHTS]
-
-
-def _check_one_model(weights: Collection[str]) -> None:
+def _check_weights(weights: Collection[str]) -> None:
     if not weights:
         raise RequestInvalid(
             "There are no weights among the files.",
             next_step=f"A weights file ends in one of {', '.join(sorted(SUFFIXES))}.",
         )
-    suffixes = {PurePosixPath(name.lower()).suffix for name in weights}
-    ggufs = {_SHARD.sub("", name) for name in weights if name.lower().endswith(".gguf")}
-    if len(suffixes) > 1 or len(ggufs) > 1:
-        shown = ", ".join(list(weights)[:_NAMED]) + (" …" if len(weights) > _NAMED else "")
-        raise RequestInvalid(
-            f"There is more than one model: {shown}.", next_step="Name one file or one folder of them."
-        )
+    kinds = {SUFFIXES[PurePosixPath(name.lower()).suffix] for name in weights}
+    if len(kinds) > 1 and any(Format.PYTORCH not in kind for kind in kinds):
+        raise RequestInvalid("The weights are of several formats.", next_step="Name one file or one folder of them.")
     for name in weights:
         shard = _SHARD.search(name)
         if shard and sum(_SHARD.sub("", name) == _SHARD.sub("", other) for other in weights) != int(shard[2]):
