@@ -15,13 +15,20 @@ _WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S10
 
 
 @asynccontextmanager
-async def open_site(app: web.Application, *, host: str, ports: Sequence[int], setting: str) -> AsyncIterator[str]:
+async def open_site(
+    app: web.Application | web.ServerRunner, *, host: str, ports: Sequence[int], setting: str
+) -> AsyncIterator[str]:
     """Serve `app` on the first free one of `ports` (0: any) until the end of the block; yields the base URL.
 
+    `app` may be a server of the caller's own making, which then decides how strict it is.
     A reader that hangs up ends its handler. `setting` is where the port is set (`api`). Raises
     NodeMisconfigured if no port is free or the address is not ours.
     """
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    runner: web.BaseRunner = (
+        app
+        if isinstance(app, web.ServerRunner)
+        else web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    )
     await runner.setup()
     try:
         for port in ports:

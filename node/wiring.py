@@ -38,10 +38,10 @@ from node.api_keys import open_api_keys
 from node.catalog import MeshCatalog
 from node.clock import SystemClock
 from node.config import wallet_password
-from node.content.listener import content_app
+from node.content.listener import Content
+from node.content.site import open_content
 from node.folder import Folder, open_folder
 from node.keys import Keys, make_binding, open_keys
-from node.listening import open_site
 from node.offering import Offering
 from node.own_network import OwnNetwork
 from node.providing import Providing, provide
@@ -120,11 +120,10 @@ async def open_node(
         # Whom it knows.
         mesh = await _open_mesh(stack, settings, folder=folder, key=key, serve=seller.serve, clock=clock)
         content_url = await stack.enter_async_context(
-            open_site(
-                content_app(models, advertised=lambda: content_addresses, peer=key.peer),
+            open_content(
+                Content(models, advertised=lambda: content_addresses, peer=key.peer),
                 host=settings.content_host(),
                 ports=(settings.content.port,),
-                setting="content",
             )
         )
         content_addresses = _beside(mesh.addresses(), urlsplit(content_url).port or 80)

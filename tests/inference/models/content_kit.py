@@ -14,7 +14,8 @@ from inference.models.cid import parse_cid
 from inference.models.http_client import open_http_client
 from inference.models.sources import HttpSource
 from inference.models.store import Store
-from node.content.listener import ContentLimits, content_app
+from node.content.door import ContentLimits
+from node.content.listener import content_app
 
 MIB = 1024 * 1024
 PLENTY = ContentLimits(requests_per_s=1e9, burst=10**9)

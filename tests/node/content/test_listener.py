@@ -14,7 +14,8 @@ import pytest
 
 from inference.models.cid import RAW, cid_of_block
 from inference.models.store import Store
-from node.content.listener import ContentLimits, content_app
+from node.content.door import ContentLimits
+from node.content.listener import content_app
 from tests.inference.models.content_kit import MIB, put, seeded, serving
 
 DATA = seeded(2 * MIB + 9)
@@ -60,7 +61,7 @@ async def test_a_range_is_that_range(store: Store, tmp_path: Path, asked: str, s
         assert await response.read() == DATA[start:stop]
 
 
-@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=5-1", "bytes=0-1,4-5", "lines=1-2", "bytes=a-b"])
+@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=5-1", "bytes=a-b"])
 async def test_a_range_that_is_none_is_416(store: Store, tmp_path: Path, asked: str) -> None:
     root = await put(store, tmp_path, DATA, public=True)
     async with (
@@ -76,12 +77,13 @@ async def test_raw_blocks_come_by_query_and_by_accept_header(store: Store, tmp_p
     leaf = str(cid_of_block(RAW, DATA[:MIB]))
     manifest = await store.add_block(libipld.encode_dag_cbor({"a": 1}), public=True)
     async with serving(content_app(store)) as url, aiohttp.ClientSession() as http:
-        for cid, headers, query in (
-            (root, {}, "?format=raw"),
-            (root, {"Accept": "application/vnd.ipld.raw"}, ""),
-            (leaf, {}, "?format=raw"),
-            (leaf, {}, ""),
-            (manifest, {}, ""),
+        raw = "application/vnd.ipld.raw"
+        for cid, headers, query, kind in (
+            (root, {}, "?format=raw", raw),
+            (root, {"Accept": "application/vnd.ipld.raw"}, "", raw),
+            (leaf, {}, "?format=raw", raw),
+            (leaf, {}, "", "application/octet-stream"),
+            (manifest, {}, "", "application/vnd.ipld.dag-cbor"),
         ):
             async with http.get(f"{url}/ipfs/{cid}{query}", headers=headers) as response:
                 assert response.status == 200
