@@ -95,9 +95,10 @@ class AddressBook:
         return tuple(chosen)
 
     def answered(self, peer: PeerId, endpoint: Endpoint) -> None:
-        """A dial worked: noise has proven that the peer is there."""
-        known = self._known.setdefault(peer, _Known())
-        known.answered, known.failures, known.due_s = endpoint, 0, 0.0
+        """A dial worked: noise has proven that the peer is there. Says nothing of a peer that is not in the book."""
+        known = self._known.get(peer)
+        if known is not None:
+            known.answered, known.failures, known.due_s = endpoint, 0, 0.0
 
     def lost(self, peer: PeerId, *, now_s: float) -> None:
         """A connection ended; wait a little, for a peer that hangs up as soon as it has answered."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -33,6 +34,7 @@ class Dialer:
         self._limits = limits
         self._path = path
         self._dialling: dict[PeerId, trio.Event] = {}
+        self._visits = trio.CapacityLimiter(limits.dht_dials)
         self._saved = ""
 
     async def run(self) -> None:
@@ -55,17 +57,32 @@ class Dialer:
         self._book.add(endpoint, is_kept=True)
         await self.reach(endpoint.peer)
 
-    async def reach(self, peer: PeerId) -> None:
-        """Make sure a peer is connected, at any address we know. Raises PeerGone or PeerTimedOut.
+    async def reach(self, peer: PeerId, beside: Sequence[Endpoint] = ()) -> None:
+        """Make sure a peer is connected, at any address we know or are given. Raises PeerGone or PeerTimedOut.
 
         The limit per /24 is not asked here: it guards whom our view of the mesh comes from, not whom we hire.
         """
         while not self._host.is_connected(peer):
             under_way = self._dialling.get(peer)
             if under_way is None:
-                return await self._dial(peer)
+                return await self._dial(peer, (*self._book.of(peer), *beside))
             await under_way.wait()
         return None
+
+    async def visit(self, peer: PeerId, endpoints: Sequence[Endpoint], *, from_ip: str | None) -> None:
+        """Reach a stranger where somebody, connected from `from_ip`, says it is. Raises PeerGone or PeerTimedOut.
+
+        A few at once, whoever asks; and the address book forgets it again: what a look-up meets on its way may
+        not become our view of the mesh.
+        """
+        if not self._host.is_connected(peer):
+            allowed = [each for each in endpoints if may_dial(each, heard_from_ip=from_ip)]
+            async with self._visits:
+                await self.reach(peer, allowed)
+
+    def addresses_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
+        """Where a peer may be reached, best first, as far as we know."""
+        return self._book.of(peer)
 
     def lost(self, peer: PeerId) -> None:
         self._book.lost(peer, now_s=time.monotonic())
@@ -106,11 +123,11 @@ class Dialer:
         except PeerError as error:
             _log.debug("p2p.dial_failed", peer=peer, error=error.message)
 
-    async def _dial(self, peer: PeerId) -> None:
+    async def _dial(self, peer: PeerId, endpoints: Sequence[Endpoint]) -> None:
         done = self._dialling[peer] = trio.Event()
         failure: PeerError = PeerGone(f"no address of {peer} is known.", peer=peer)
         try:
-            for endpoint in self._book.of(peer):
+            for endpoint in endpoints:
                 try:
                     await self._host.dial(endpoint)
                 except PeerError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import trio
@@ -17,6 +17,7 @@ from libp2p import new_host
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
@@ -49,7 +50,7 @@ class Host:
         self.on_connected: Callable[[PeerId], None] = _ignore
         self.on_disconnected: Callable[[PeerId], None] = _ignore
         self._present: set[PeerId] = set()
-        self._swarm.register_notifee(_Notifee(self._arrived, self._left))
+        self._swarm.register_notifee(_Notifee(self._opened, self._left))
 
     def addresses(self) -> tuple[str, ...]:
         """Where others can dial us, with our id; a listener on all interfaces has one address for each."""
@@ -72,6 +73,13 @@ class Host:
             if found is not None:
                 return str(found[0]), int(found[1])
         return None
+
+    def claimed_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a connected peer says that it listens (libp2p's identify); nobody has checked it."""
+        try:
+            return tuple(str(address) for address in self.libp2p.get_peerstore().addrs(ID.from_string(peer)))
+        except Exception:  # noqa: BLE001 - a peer that said nothing, or said nonsense
+            return ()
 
     def is_outbound(self, peer: PeerId) -> bool:
         return any(connection.direction.name == "OUTBOUND" for connection in self._connections(peer))
@@ -138,6 +146,10 @@ class Host:
                 await quietly(connection.muxed_conn.secured_conn.close)
             with trio.move_on_after(2):
                 await quietly(connection.close)
+
+    def _opened(self, peer: PeerId, connection: INetConn) -> None:
+        _keep_writes_whole(cast(Any, connection.muxed_conn).secured_conn, self._limits.write_timeout_s)
+        self._arrived(peer)
 
     def _arrived(self, peer: PeerId) -> None:
         if peer not in self._present:
@@ -227,13 +239,35 @@ def _tame(swarm: Any) -> None:
     swarm.set_stream_handler(guarded(swarm.common_stream_handler, "negotiation"))
 
 
+def _keep_writes_whole(secured: Any, limit_s: float) -> None:
+    """Let no cancellation come between the encryption of a packet and its last byte on the socket.
+
+    Noise numbers its packets: one that is encrypted and not sent, or sent in part, makes the next one
+    undecipherable and ends the connection with every stream on it. Yamux writes window updates inside of
+    `read`, so even a cancelled read would do (seen: every second closed download). A write that is stuck for
+    `limit_s` ends the connection instead.
+    """
+    write = secured.write
+
+    async def write_whole(data: bytes) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + limit_s) as scope:
+            scope.shield = True
+            await write(data)
+        if scope.cancelled_caught:
+            with trio.move_on_after(1):
+                await quietly(secured.close)
+            raise ConnectionClosedError(f"nothing was taken for {limit_s} s", transport="tcp")
+
+    secured.write = write_whole
+
+
 class _Notifee(INotifee):
-    def __init__(self, arrived: Callable[[PeerId], None], left: Callable[[PeerId], None]) -> None:
-        self._arrived = arrived
+    def __init__(self, opened: Callable[[PeerId, INetConn], None], left: Callable[[PeerId], None]) -> None:
+        self._opened = opened
         self._left = left
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
-        self._arrived(PeerId(str(conn.muxed_conn.peer_id)))
+        self._opened(PeerId(str(conn.muxed_conn.peer_id)), conn)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:  # noqa: ARG002
         self._left(PeerId(str(conn.muxed_conn.peer_id)))

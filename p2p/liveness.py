@@ -45,7 +45,7 @@ class Liveness:
         """Ping until the peer is disconnected or gone. After a miss the next ping follows at once."""
         misses = 0
         while self._host.is_connected(peer):
-            if await self._answers(peer):
+            if await self.answers(peer):
                 misses = 0
                 await trio.sleep(self._limits.ping_interval_s)
                 continue
@@ -57,7 +57,7 @@ class Liveness:
                     self._gone(peer)
                 return
 
-    async def _answers(self, peer: PeerId) -> bool:
+    async def answers(self, peer: PeerId) -> bool:
         """Whether a ping comes back within the time-out; a refused one takes that long too.
 
         The ping runs beside us and is left behind when it is late: libp2p shields the reset of an unopened

@@ -14,10 +14,13 @@ import trio
 
 from market.identity import PeerId
 from market.offer import CheckedOffer, Offer, SignedOffer
-from market.ports import Clock
+from market.ports import Clock, ContentShelf
 from market.values import value
 from p2p.addressbook import AddressBook
+from p2p.blockclient import BlockClient
+from p2p.blockserver import BlockServer
 from p2p.bridge import Bridge
+from p2p.dht import Dht
 from p2p.dialer import Dialer
 from p2p.discovery import Discovery
 from p2p.endpoints import Endpoint
@@ -26,6 +29,8 @@ from p2p.keys import PeerKey
 from p2p.limits import NetworkLimits
 from p2p.liveness import Liveness
 from p2p.offerbook import OfferBook, RefusedOffer
+from p2p.providers import ProviderRecords
+from p2p.shelving import Shelving
 from p2p.streams import AgentStreams, Link
 
 _REPORT_EVERY_S = 0.02
@@ -56,7 +61,9 @@ class View:
 
 @value
 class MeshConfig:
-    """What a run needs. The two books outlive it: only the running trio thread touches them."""
+    """What a run needs. The books and `records` outlive it: only the running trio thread touches them.
+
+    `records` is None where the DHT is switched off."""
 
     key: PeerKey
     listen: tuple[str, ...]
@@ -65,6 +72,8 @@ class MeshConfig:
     addresses: AddressBook
     address_book: Path | None
     offers: OfferBook
+    shelf: ContentShelf
+    records: ProviderRecords | None
 
 
 class Mesh:
@@ -93,7 +102,22 @@ class Mesh:
         )
         self._dialer = Dialer(host, config.addresses, config.limits, config.address_book)
         self._streams = AgentStreams(bridge, host, nursery, config.limits, accept)
+        shelving = Shelving(config.shelf, wait_s=config.limits.content_wait_s / 2)  # the asker gives up after wait_s
+        self._block_server = BlockServer(bridge, host, shelving, config.limits)
+        self.blocks = BlockClient(host, self._dialer, config.limits)
         self._liveness = Liveness(host, nursery, config.limits, measured=self._measured, gone=self._frozen)
+        self._dht: Dht | None = None
+        if config.records is not None:
+            self._dht = Dht(
+                host,
+                self._dialer,
+                config.records,
+                config.limits,
+                me=config.key.peer,
+                nursery=nursery,
+                confirm=self._is_there,
+                is_used=self._is_used,
+            )
         host.on_connected, host.on_disconnected = self._connected, self._disconnected
 
     # ---- called from asyncio, through the bridge --------------------------------------------------
@@ -109,6 +133,19 @@ class Mesh:
     async def announce(self, offer: SignedOffer) -> None:
         await self._discovery.announce(offer)
 
+    async def provide(self, cid: str) -> None:
+        if self._dht is not None:
+            await self._dht.provide(cid)
+
+    async def stop_providing(self, cid: str) -> None:
+        if self._dht is not None:
+            await self._dht.stop_providing(cid)
+
+    async def find_providers(self, cid: str, timeout_s: float, found: list[PeerId]) -> None:
+        if self._dht is not None:
+            await self._dht.find_providers(cid, timeout_s, found)
+            self._report()  # their offers are seen no later than their names
+
     # ---- the run ----------------------------------------------------------------------------------
 
     async def run(self, started: Callable[[Mesh, tuple[str, ...]], None]) -> None:
@@ -118,6 +155,8 @@ class Mesh:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._dialer.run)
                 nursery.start_soon(self._report_changes)
+                if self._dht is not None:
+                    nursery.start_soon(self._dht.run)
 
     async def close(self) -> None:
         """Hang up on everyone at once: a good-bye to a frozen peer would keep us waiting."""
@@ -141,6 +180,8 @@ class Mesh:
         self._offers.readmit(peer)
         self._note_change()
         self._start(self._liveness.watch, peer)
+        if self._dht is not None:
+            self._dht.connected(peer)
         if is_outbound:
             self._start(self._discovery.greet, peer)
         _log.info("p2p.peer_connected", peer=peer, ip=ip, outbound=is_outbound)
@@ -173,6 +214,17 @@ class Mesh:
     def _learned(self, offer: Offer, teller: PeerId) -> None:
         remote = self._host.remote(teller)
         self._dialer.heard(offer.addresses, PeerId(offer.peer), from_ip=remote[0] if remote else None)
+
+    async def _is_there(self, peer: PeerId) -> bool:
+        """Whether a peer that the DHT named answers; if it does, we know its offer afterwards, if it has one."""
+        if not await self._liveness.answers(peer):
+            return False
+        if not self._offers.holds(peer):
+            await self._discovery.exchange(peer)
+        return True
+
+    def _is_used(self, peer: PeerId) -> bool:
+        return self._streams.has_links(peer) or self._block_server.is_serving(peer) or self.blocks.is_asking(peer)
 
     def _start(self, work: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> None:
         # One peer's surprise may not end the run: everybody else's conversations hang on it.

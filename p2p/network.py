@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +19,20 @@ from market.errors import NodeMisconfigured, PeerError, PeerGone
 from market.identity import PeerId
 from market.message import TaskError
 from market.offer import CheckedOffer, SignedOffer
-from market.ports import Clock, Conversation
+from market.ports import Clock, ContentShelf, ContentSource, Conversation
 from market.task import TaskId
 from p2p.addressbook import AddressBook
 from p2p.bridge import Bridge, TrioStopped, run_trio
 from p2p.conversation import MeshConversation
 from p2p.endpoints import parse_endpoint
+from p2p.kademlia import key_of
 from p2p.keys import PeerKey
 from p2p.limits import DEFAULT_LIMITS, NetworkLimits
 from p2p.mesh import ConnectedPeer, Mesh, MeshConfig, View, run_mesh
 from p2p.offerbook import OfferBook, RefusedOffer
+from p2p.providers import ProviderRecords
+from p2p.shelving import EmptyShelf
+from p2p.source import PeerContent
 from p2p.streams import Link, LinkEnded
 from p2p.switchboard import Switchboard
 
@@ -54,6 +58,7 @@ class OctoNetwork:
         self._version = 0
         self._news = asyncio.Event()
         self._own: SignedOffer | None = None
+        self._provided: dict[str, None] = {}
 
     # ---- market.ports.Network ---------------------------------------------------------------------
 
@@ -109,6 +114,58 @@ class OctoNetwork:
             await bridge.in_trio(mesh.connect, endpoint)
         except TrioStopped:
             raise _not_running(endpoint.peer or "") from None
+
+    # ---- content ----------------------------------------------------------------------------------
+
+    def content_of(self, peer: PeerId) -> ContentSource:
+        """What a peer serves over the mesh; it is dialled when first asked."""
+        return self._content(peer)
+
+    async def ticket(self, peer: PeerId) -> str:
+        """A ticket for a peer's content listener, a secret. Raises ContentUnavailable."""
+        return await self._content(peer).ticket()
+
+    async def catalog(self, peer: PeerId, creator: bytes, name: str) -> bytes:
+        """A peer's newest catalog of a creator's wallet (20 bytes), unverified, at most 2 MiB.
+
+        Raises ContentUnavailable or BlockInvalid."""
+        return await self._content(peer).catalog(creator, name)
+
+    async def ask_to_pin(self, peer: PeerId, manifest: str) -> None:
+        """Ask a peer to keep and serve a model. Raises ContentUnavailable if it does not agree."""
+        await self._content(peer).ask_to_pin(manifest)
+
+    async def provide(self, cid: str) -> None:
+        """Record in the DHT that we have a root, now and again, until told to stop. Raises EncodingInvalid."""
+        key_of(cid)
+        self._provided[cid] = None
+        await self._when_running(Mesh.provide, cid)
+
+    async def stop_providing(self, cid: str) -> None:
+        """Record it no more; what others keep fades within 48 h."""
+        self._provided.pop(cid, None)
+        await self._when_running(Mesh.stop_providing, cid)
+
+    async def find_providers(self, cid: str, timeout_s: float = 20.0) -> Sequence[PeerId]:
+        """Peers that say they have a root: connected, pinged just now, their offers known. At most 8, without us.
+
+        Whoever was found in `timeout_s`; nobody while the network restarts, or without the DHT. Raises EncodingInvalid.
+        """
+        key_of(cid)
+        found: list[PeerId] = []
+        with suppress(TimeoutError):  # a peer so frozen that giving up on it hangs
+            async with asyncio.timeout(timeout_s + 1):
+                await self._when_running(Mesh.find_providers, cid, timeout_s, found)
+        return tuple(found)
+
+    async def _when_running(self, call: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Call the mesh; a restart meanwhile is no error: it takes `_provided` along."""
+        if self._mesh is not None and self._bridge is not None:
+            with suppress(TrioStopped):
+                await self._bridge.in_trio(call, self._mesh, *args)
+
+    def _content(self, peer: PeerId) -> PeerContent:
+        return PeerContent(peer, self._running, self._config.limits)
 
     # ---- links and conversations ------------------------------------------------------------------
 
@@ -218,6 +275,8 @@ class OctoNetwork:
             self._config = replace(self._config, listen=listening)  # after a crash, the ports that others know
             if self._own is not None:
                 self._start(self.announce(self._own))
+            for cid in self._provided:
+                self._start(self._when_running(Mesh.provide, cid))
             if not up.done():
                 up.set_result(None)
 
@@ -247,13 +306,17 @@ async def open_network(
     clock: Clock,
     address_book: Path | None = None,
     limits: NetworkLimits = DEFAULT_LIMITS,
+    shelf: ContentShelf | None = None,
+    dht: bool = True,
 ) -> AsyncIterator[OctoNetwork]:
     """Join the mesh; leave it at the end.
 
     `listen` are multiaddrs (`/ip4/127.0.0.1/tcp/0`), `bootstrap` multiaddrs with /p2p/, dialled for ever.
     `serve` is awaited in a task of its own for every conversation that a peer opens. `clock` is asked from
-    two threads. Raises NodeMisconfigured if an address cannot be listened on, EncodingInvalid for a
-    bootstrap address that is none; an unreachable bootstrap peer is no error.
+    two threads. `shelf` is what peers may read of our content; without one, nothing. Without
+    `dht` we neither keep records of who provides what nor find any. Raises NodeMisconfigured if an address
+    cannot be listened on, EncodingInvalid for a bootstrap address that is none; an unreachable bootstrap peer
+    is no error.
     """
     endpoints = tuple(parse_endpoint(address) for address in bootstrap)
     for endpoint in endpoints:
@@ -270,6 +333,8 @@ async def open_network(
         addresses=addresses,
         address_book=address_book,
         offers=OfferBook(network=network, me=key.peer, limit=limits.offers),
+        shelf=shelf or EmptyShelf(),
+        records=ProviderRecords(limit=limits.dht_records, per_peer=limits.dht_records_per_peer) if dht else None,
     )
     octo = OctoNetwork(config, serve)
     up: asyncio.Future[None] = asyncio.get_running_loop().create_future()

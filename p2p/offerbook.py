@@ -97,6 +97,10 @@ class OfferBook:
             del self._entries[peer]
         return bool(over)
 
+    def holds(self, peer: PeerId) -> bool:
+        """Whether an offer of this peer is kept, expired or not."""
+        return peer in self._entries
+
     def drop(self, peer: PeerId) -> bool:
         """The peer is gone: its offer goes too, and does not come back through others. True if there was one."""
         return self._entries.pop(peer, None) is not None

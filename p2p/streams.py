@@ -155,6 +155,9 @@ class AgentStreams:
         self._nursery.start_soon(self._run, link, stream, self._outbound)
         return link
 
+    def has_links(self, peer: PeerId) -> bool:
+        return peer in self._inbound or peer in self._outbound
+
     def cut(self, peer: PeerId, reason: str) -> None:
         """End all links of a peer that is gone."""
         for links in (self._inbound, self._outbound):

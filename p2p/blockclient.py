@@ -1,0 +1,155 @@
+"""Asks peers over `/octo/blocks`, trio side. Every wait has an end, and nothing a peer says makes us hold much.
+
+What a peer may say wrong (a longer answer, a frame that is none) is BlockInvalid: whoever asked may blame it.
+Silence, refusal and a broken stream are ContentUnavailable: bad luck is no crime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+
+import structlog
+import trio
+from libp2p.abc import INetStream
+
+from market.errors import BlockInvalid, ContentError, ContentUnavailable, EncodingInvalid, PeerError
+from market.identity import PeerId
+from p2p.blocks import (
+    BLOCKS_PROTOCOL,
+    BUSY,
+    HEAD_LIMIT_BYTES,
+    NOT_HERE,
+    OK,
+    Answer,
+    WantBlock,
+    WantCatalog,
+    WantPin,
+    WantRange,
+    WantTicket,
+    answer_of,
+    ask_frame,
+    piece_size,
+)
+from p2p.bridge import ToAsyncio, ToTrio
+from p2p.dialer import Dialer
+from p2p.frames import read_exactly, read_frame, read_some
+from p2p.host import Host, quietly_reset
+from p2p.limits import NetworkLimits
+
+AnyWant = WantBlock | WantRange | WantTicket | WantCatalog | WantPin
+_READ_BYTES = 256 * 1024
+_WORDS = {
+    NOT_HERE: "has no such content, or not for us",
+    BUSY: "has too many requests",
+}
+
+_log = structlog.get_logger()
+
+
+class BlockClient:
+    def __init__(self, host: Host, dialer: Dialer, limits: NetworkLimits) -> None:
+        self._host = host
+        self._dialer = dialer
+        self._limits = limits
+        self._turns: dict[PeerId, trio.CapacityLimiter] = {}
+
+    def is_asking(self, peer: PeerId) -> bool:
+        return peer in self._turns
+
+    async def collect(self, peer: PeerId, want: AnyWant, limit_bytes: int) -> tuple[str, bytes]:
+        """The text and the whole body of an answer, at most `limit_bytes`. Raises ContentUnavailable, BlockInvalid."""
+        body = bytearray()
+        async with self._asked(peer, want) as (stream, answer):
+            await self._receive(peer, stream, limit_bytes, body.extend)
+        return answer.text, bytes(body)
+
+    async def pour(
+        self, peer: PeerId, want: AnyWant, limit_bytes: int, into: ToAsyncio[bytes], taken: ToTrio[bytes]
+    ) -> None:
+        """Put an answer's bytes into a queue as they come; `taken` carries MORE for each CREDIT_BYTES that were read.
+
+        Raises as `collect`, after the bytes that came before. The queue needs no bound: credit is one.
+        """
+        async with self._asked(peer, want) as (stream, _), trio.open_nursery() as nursery:
+            nursery.start_soon(_give_credit, stream, taken)
+            await self._receive(peer, stream, limit_bytes, into.put_last)
+            nursery.cancel_scope.cancel()
+
+    async def _receive(
+        self, peer: PeerId, stream: INetStream, limit_bytes: int, sink: Callable[[bytes], object]
+    ) -> None:
+        """Everything up to the end of the answer, never more than `limit_bytes`."""
+        left = limit_bytes
+        while True:
+            with self._patience():
+                size = piece_size(await read_exactly(stream, 4))
+            if not size:
+                return
+            left -= size
+            if left < 0:
+                raise BlockInvalid(f"peer {peer} sends more than the {limit_bytes} bytes that were asked for.")
+            while size:
+                with self._patience():
+                    data = await read_some(stream, min(size, _READ_BYTES))
+                size -= len(data)
+                sink(data)
+
+    @asynccontextmanager
+    async def _asked(self, peer: PeerId, want: AnyWant) -> AsyncIterator[tuple[INetStream, Answer]]:
+        try:
+            async with self._turn(peer), self._stream(peer) as stream:
+                with self._patience():
+                    await stream.write(ask_frame(want))
+                    answer = answer_of(await read_frame(stream, HEAD_LIMIT_BYTES))
+                if answer.code != OK:
+                    raise ContentUnavailable(f"peer {peer} {_WORDS.get(answer.code, f'answers {answer.code!r}')}.")
+                yield stream, answer
+        except Exception as error:  # noqa: BLE001 - libp2p's many kinds of a dead stream
+            raise self._meaning(peer, error) from None
+
+    @asynccontextmanager
+    async def _stream(self, peer: PeerId) -> AsyncIterator[INetStream]:
+        await self._dialer.reach(peer)
+        stream = await self._host.open_stream(peer, BLOCKS_PROTOCOL)
+        try:
+            yield stream
+        finally:
+            await quietly_reset(stream)
+
+    @asynccontextmanager
+    async def _turn(self, peer: PeerId) -> AsyncIterator[None]:
+        """Our own requests to one peer wait for each other, rather than for its refusal."""
+        turns = self._turns.setdefault(peer, trio.CapacityLimiter(self._limits.content_requests_per_peer))
+        with self._patience():
+            await turns.acquire()
+        try:
+            yield
+        finally:
+            turns.release()
+            if not turns.borrowed_tokens and self._turns.get(peer) is turns:
+                del self._turns[peer]
+
+    def _patience(self) -> AbstractContextManager[object]:
+        return trio.fail_after(self._limits.content_wait_s)
+
+    def _meaning(self, peer: PeerId, error: Exception) -> ContentError:
+        while isinstance(error, ExceptionGroup):  # of the nursery in `pour`
+            error = error.exceptions[0]
+        if isinstance(error, ContentError):
+            return error
+        if isinstance(error, EncodingInvalid):
+            return BlockInvalid(f"peer {peer} gives an answer that is none: {error.message}")
+        if isinstance(error, PeerError):
+            return ContentUnavailable(error.message)
+        if isinstance(error, trio.TooSlowError):
+            return ContentUnavailable(f"peer {peer} was silent for {self._limits.content_wait_s:g} s.")
+        return ContentUnavailable(f"peer {peer} hung up before the end ({type(error).__name__}).")
+
+
+async def _give_credit(stream: INetStream, taken: ToTrio[bytes]) -> None:
+    try:
+        while marks := await taken.take_all():
+            await stream.write(b"".join(marks))
+    except Exception as error:  # noqa: BLE001 - the reading side tells of a dead stream
+        _log.debug("p2p.credit_not_given", error=type(error).__name__)
