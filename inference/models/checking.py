@@ -16,9 +16,11 @@ import structlog
 
 from inference.models.cid import parse_cid
 from inference.models.folders import Folders, stamp_of
-from inference.models.hashing import Watch, check_table, count_wrong
+from inference.models.hashing import Watch, count_wrong
 from inference.models.index import FileRow, Index, Stamp
+from inference.models.leaf_table import leaf_table
 from inference.models.locks import in_use, locked
+from inference.models.unixfs import Leaf
 from inference.models.views import drop_dead_views
 from market.errors import BlockInvalid, ContentUnavailable
 
@@ -46,7 +48,7 @@ class Checker:
     def verify(self, root: str, watch: Watch) -> FileRow:
         """Hash every leaf, and the tree above them. Raises BlockInvalid, with the file in quarantine; Stopped."""
         row, same = self.compare(root)
-        leaves = self._index.leaves_of(root)
+        leaves = self.leaves_of(root)
         with self.opened(root) as descriptor:
             stamp = stamp_of(os.fstat(descriptor))
             wrong = count_wrong(descriptor, leaves, watch)
@@ -59,7 +61,6 @@ class Checker:
                 if self._folders.writable
                 else "The store is read-only: replace the file by hand, or pull the model into another store.",
             )
-        self._check_table(root)
         row = replace(row, stamp=stamp)
         if not same:
             if self._folders.writable:
@@ -82,9 +83,10 @@ class Checker:
         finally:
             holding.__exit__(None, None, None)
 
-    def _check_table(self, root: str) -> None:
+    def leaves_of(self, root: str) -> list[Leaf]:
+        """Raises BlockInvalid if the index does not lead from the root to its leaves: then it was damaged."""
         try:
-            check_table(parse_cid(root), self._index.leaves_of(root), self._index.nodes_of(root))
+            return leaf_table(parse_cid(root), self._index.spans_of(root), self._index.nodes_of(root))
         except BlockInvalid as error:
             if self._folders.writable:
                 self._index.drop_file(root)

@@ -110,7 +110,7 @@ class Room:
             free = self._free_bytes()
             if free < size_bytes:
                 raise disk_full(size_bytes, free)
-            return self._disk.create(path, size_bytes)
+            return self._disk.create(path, size_bytes, reserve=True)
 
     def open_partial(self, root: str, leaves: Sequence[Leaf], size_bytes: int) -> Partial:
         """The part of a pull, new or taken up again. The caller holds `open_pull_lock` of `root`."""

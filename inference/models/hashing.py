@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import TypeVar
 
-from inference.models.cid import Cid, check_block
 from inference.models.disk import Disk
 from inference.models.unixfs import FileDag, Leaf, Profile, build_tree
-from inference.models.walk import parse_node
-from market.errors import BlockInvalid, RequestInvalid
+from market.errors import RequestInvalid
 
 T = TypeVar("T")
 THREADS = 2
@@ -101,28 +99,6 @@ def count_wrong(descriptor: int, leaves: Sequence[Leaf], watch: Watch) -> int:
         total += bad
         watch.tell(length)
     return total
-
-
-def check_table(root: Cid, leaves: Sequence[Leaf], nodes: Mapping[Cid, bytes]) -> None:
-    """Raises BlockInvalid unless the leaves, in order and without a gap, are what `root` stands for."""
-    rest = iter(leaves)
-    offset = 0
-
-    def below(cid: Cid) -> None:
-        nonlocal offset
-        if cid in nodes:
-            check_block(cid, nodes[cid])
-            for link in parse_node(nodes[cid]).links:
-                below(link.cid)
-            return
-        leaf = next(rest, None)
-        if leaf is None or leaf.cid != cid or leaf.offset != offset:
-            raise BlockInvalid(f"the index of {root} does not lead to its root at offset {offset}.")
-        offset += leaf.length
-
-    below(root)
-    if next(rest, None) is not None:
-        raise BlockInvalid(f"the index of {root} holds leaves that do not belong to it.")
 
 
 def _on_threads(work: Callable[[int], T], items: range, watch: Watch) -> Iterator[T]:

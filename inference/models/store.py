@@ -27,6 +27,7 @@ from inference.models.hashing import Watch
 from inference.models.holdings import Holdings
 from inference.models.index import FileRow, Index, Stamp
 from inference.models.intake import Intake, Order
+from inference.models.leaf_table import Span, leaf_table
 from inference.models.locks import locked
 from inference.models.partial import Partial
 from inference.models.progress import OnProgress, Progress, quiet
@@ -335,7 +336,13 @@ class Store:
         self._index.save_file(FileRow(root=root, whole=False, public=False, stamp=stamp), nodes=nodes.items())
 
     def commit(self, root: str, partial: Partial, *, public: bool) -> None:
-        """Blocking. A partial file whose leaves are all there becomes the file."""
+        """Blocking. A partial file whose leaves are all there becomes the file.
+
+        Raises BlockInvalid if the nodes that `save_nodes` was given are not those of these leaves.
+        """
+        spans = [Span(leaf.offset, leaf.length, leaf.head, leaf.tail) for leaf in partial.leaves]
+        if leaf_table(parse_cid(root), spans, self._index.nodes_of(root)) != list(partial.leaves):
+            raise BlockInvalid(f"the nodes kept of {root} are not those of the leaves that were fetched.")
         row = FileRow(root=root, whole=True, public=public, stamp=partial.finish())
         self._intake.put_away(partial.part, row, leaves=partial.leaves)
         partial.forget()
