@@ -20,7 +20,7 @@ from inference.models.cid import RAW, parse_cid
 from inference.models.dagpb import total_bytes
 from inference.models.directory import DirectoryDag, build_folder
 from inference.models.draft import NO_WISHES, Draft, Wishes, draft_manifest
-from inference.models.fetch import fetch_block, fetch_file
+from inference.models.fetch import fetch_block, fetch_file, forgive
 from inference.models.formats import recognise, refuse_pickle
 from inference.models.manifest import (
     Manifest,
@@ -32,8 +32,10 @@ from inference.models.manifest import (
     sign_manifest,
 )
 from inference.models.progress import OnProgress, Progress, quiet
+from inference.models.standing import Blame
 from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer, load_tokenizer
+from inference.models.unixfs import PROFILE_2025, Profile
 from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid, ModelFileInvalid
 from market.identity import WalletSigner
 from market.ports import ContentSource
@@ -45,10 +47,17 @@ WITHOUT_WEIGHTS = frozenset((Role.TOKENIZER, Role.CHAT_TEMPLATE))
 
 TrustRule = Callable[[Manifest], None]
 """Raises ModelUntrusted for a manifest whose files shall not come in."""
+MoreSources = Callable[[Manifest, ModelFile], Sequence[ContentSource]]
+"""Where else a file may come from, once the manifest has said what it is: the place that it names as its source."""
 
 
 def trust_anyone(manifest: Manifest) -> None:
     """For a CID that the caller has from somebody it trusts."""
+
+
+def nowhere_else(_manifest: Manifest, _file: ModelFile) -> Sequence[ContentSource]:
+    """For callers whose sources are all they have."""
+    return ()
 
 
 # ---- in ------------------------------------------------------------------------------------------
@@ -64,6 +73,7 @@ async def import_model(
     wishes: Wishes = NO_WISHES,
     move: bool = False,
     public: bool = True,
+    profile: Profile = PROFILE_2025,
     progress: OnProgress = quiet,
 ) -> str:
     """Make a model of files that somebody brought (name -> path), signed by `creator`; the CID of its manifest.
@@ -76,7 +86,7 @@ async def import_model(
         draft = await asyncio.to_thread(draft_manifest, files, folder, wishes)
         manifest = await add_draft(
             store, draft, creator=creator.address, source=source, parent=parent, folder=folder, move=move,
-            progress=progress,
+            profile=profile, progress=progress,
         )  # fmt: skip
         for name, why in draft.left_out.items():
             _log.info("file_left_out", model=manifest.name, file=name, why=why)
@@ -94,6 +104,7 @@ async def add_draft(
     parent: str = "",
     folder: Path,
     move: bool = False,
+    profile: Profile = PROFILE_2025,
     progress: OnProgress = quiet,
 ) -> Manifest:
     """Put a draft's files into the store and fill in its CIDs. What lies in `folder` is moved in any case."""
@@ -107,7 +118,8 @@ async def add_draft(
                 told = Progress(what=source or draft.name, done_bytes=before + done, total_bytes=sum(sizes))
                 loop.call_soon_threadsafe(progress, told)
 
-            root = await store.add(file.path, move=move or file.path.is_relative_to(folder), progress=heard)
+            taken = move or file.path.is_relative_to(folder)
+            root = await store.add(file.path, move=taken, profile=profile, progress=heard)
             await store.in_thread(held.enter_context, store.using(root))
             files.append(ModelFile(role=file.role, name=file.name, cid=root, size_bytes=size))
         directory = str((await _directory(store, files)).root)
@@ -155,18 +167,20 @@ async def pull_model(
     public: bool = False,
     trust: TrustRule = trust_anyone,
     allow_pickled: bool = False,
+    more: MoreSources = nowhere_else,
+    blame: Blame = forgive,
     progress: OnProgress = quiet,
 ) -> Manifest:
     """Bring a manifest and its files (of these roles) into the store, every block verified; what is here is kept.
 
-    `trust` is asked before any file is downloaded. Raises what it raises, ContentUnavailable, BlockInvalid, DiskFull,
-    EncodingInvalid for a manifest that does not check, ModelUntrusted for pickled weights unless `allow_pickled`,
+    `trust` is asked before any file is downloaded, `blame` told of each source that sent wrong bytes. Raises what
+    `trust` raises, ContentUnavailable, BlockInvalid, DiskFull, EncodingInvalid for a manifest that does not check, ModelUntrusted for pickled weights unless `allow_pickled`,
     ModelFileInvalid for weights of another format than the manifest says.
     """
     try:
         block = await store.read_block(cid)
     except ContentUnavailable:
-        block = await fetch_block(cid, sources)
+        block = await fetch_block(cid, sources, blame=blame)
     manifest = read_manifest(block)
     trust(manifest)
     if not allow_pickled:
@@ -174,7 +188,10 @@ async def pull_model(
     wanted = [file for file in manifest.files if file.role in roles]
     with ExitStack() as held:
         for file in sorted(wanted, key=lambda file: file.size_bytes):  # the small ones tell early if it works
-            await fetch_file(store, file.cid, sources, size_bytes=file.size_bytes, public=public, progress=progress)
+            everyone = [*sources, *more(manifest, file)]
+            await fetch_file(
+                store, file.cid, everyone, size_bytes=file.size_bytes, public=public, progress=progress, blame=blame
+            )
             # The next one may need room, and what came just now is not to make it.
             await store.in_thread(held.enter_context, store.using(file.cid))
             if file.role == Role.WEIGHTS:
