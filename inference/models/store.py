@@ -214,7 +214,7 @@ class Store:
     async def folder_of(self, files: Mapping[str, str]) -> Path:
         """A folder of hard links (relative path -> root CID), for engines that want one; it takes no room.
 
-        It lasts until one of its files is removed. Raises ContentUnavailable, RequestInvalid for an unsafe path.
+        It lasts until one of its files is removed. Raises ContentUnavailable, EncodingInvalid for an unsafe path.
         """
         paths = {name: await self.checked_path(root) for name, root in files.items()}
         return await self.in_thread(make_view, self._folders, paths)

@@ -1,6 +1,6 @@
 """Folders for engines that want a model as one: hard links to stored files, under the names that they expect.
 
-Lives here: checking the names, making a view, dropping views whose files are gone. A view takes no room, and a file in
+Lives here: making a view, dropping views whose files are gone. A view takes no room, and a file in
 use through it is locked like the stored one: they are the same inode.
 """
 
@@ -11,11 +11,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from inference.models.filenames import check_file_names
 from inference.models.folders import Folders
 from inference.models.locks import alone
-from market.errors import ContentUnavailable, NodeMisconfigured, RequestInvalid
+from market.errors import ContentUnavailable, EncodingInvalid, NodeMisconfigured
 
 _FILES_LIMIT = 10_000
 _NEW = ".new-"
@@ -24,12 +25,11 @@ _NEW = ".new-"
 def make_view(folders: Folders, files: Mapping[str, Path]) -> Path:
     """Blocking. The folder with these files (relative path -> stored file); the same one for the same files.
 
-    Raises RequestInvalid for a path that leaves the folder, ContentUnavailable if a file is gone.
+    Raises EncodingInvalid for an unsafe path, ContentUnavailable if a file is gone.
     """
     if not files or len(files) > _FILES_LIMIT:
-        raise RequestInvalid(f"A folder of {len(files)} files is refused; it may have 1 to {_FILES_LIMIT}.")
-    for name in files:
-        check_name(name)
+        raise EncodingInvalid(f"A folder of {len(files)} files is refused; it may have 1 to {_FILES_LIMIT}.")
+    check_file_names(files)
     told = hashlib.sha256()
     for name, path in sorted(files.items()):
         told.update(f"{name}\0{path.name}\n".encode())
@@ -51,8 +51,6 @@ def make_view(folders: Folders, files: Mapping[str, Path]) -> Path:
         raise ContentUnavailable(
             "A file of the model is not in this store any more.", next_step="Pull the model again."
         ) from None
-    except (FileExistsError, NotADirectoryError):
-        raise RequestInvalid("Two files of the model have names that cannot lie in one folder.") from None
     except PermissionError as error:
         raise NodeMisconfigured(
             f"The file system of {folders.root} makes no hard links: {error.strerror}.",
@@ -65,19 +63,6 @@ def make_view(folders: Folders, files: Mapping[str, Path]) -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return view
-
-
-def check_name(name: str) -> None:
-    """Raises RequestInvalid for anything but a plain relative path that stays inside its folder."""
-    parts = name.split("/")
-    if (
-        PurePosixPath(name).is_absolute()
-        or "\\" in name
-        or "\0" in name
-        or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
-        or len(name) > 1024
-    ):
-        raise RequestInvalid(f"{name[:80]!r} is not a relative path inside a model's folder.")
 
 
 def drop_dead_views(folders: Folders) -> int:
