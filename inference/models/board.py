@@ -34,12 +34,12 @@ class Segment:
 
 class Board:
     """`done` has a byte for each leaf, which others set while we look on. `streams`: how many segments one owner has
-    under way at most."""
+    under way."""
 
-    def __init__(self, leaves: Sequence[Leaf], done: Sequence[int], *, streams: int) -> None:
+    def __init__(self, leaves: Sequence[Leaf], done: Sequence[int], *, streams: int = 1) -> None:
+        self.streams = streams
         self._leaves = leaves
         self._done = done
-        self._streams = streams
         self._waiting = deque(number for number, here in enumerate(done) if not here)
         self._left = self._bytes(self._waiting)
         self._active: list[Segment] = []
@@ -69,8 +69,8 @@ class Board:
 
     def _next(self, speed: float) -> list[int]:
         """A second's worth; less towards the end, so that all finish together."""
-        streams = max(len(self._active), self._streams)
-        limit = max(SHORTEST_BYTES, min(LONGEST_BYTES, speed / self._streams * _SEGMENT_S, self._left / (2 * streams)))
+        streams = max(len(self._active), self.streams)
+        limit = max(SHORTEST_BYTES, min(LONGEST_BYTES, speed / self.streams * _SEGMENT_S, self._left / (2 * streams)))
         numbers: list[int] = []
         held = 0
         while self._waiting:
@@ -97,14 +97,14 @@ class Board:
                     segment.rivals += 1
                     return sorted({*segment.flying, *segment.numbers})
                 continue
-            own = speeds.get(segment.owner, 0.0) / self._streams
+            own = speeds.get(segment.owner, 0.0) / self.streams
             left_s = self._bytes(segment.numbers) / own if own > 0 and len(segment.numbers) > 1 else 0.0
             if left_s > _WORTH_S and (slowest is None or left_s > slowest[0]):
                 slowest = left_s, own, segment
         if slowest is None:
             return []
         _, own, segment = slowest
-        mine = speed / self._streams or own
+        mine = speed / self.streams or own
         count = min(len(segment.numbers) - 1, int(len(segment.numbers) * mine / (mine + own)))
         return list(reversed([segment.numbers.pop() for _ in range(count)]))
 

@@ -58,7 +58,7 @@ async def fetch_file(
     parsed = parse_cid(root)
     async with open_pull_lock(store.parts, root):
         if not store.has(root):
-            crowd = _crowd(root, sources, patience, blame)
+            crowd = new_crowd(root, sources, patience, blame)
             await _Pull(store, parsed, crowd, progress, patience).run(size_bytes, public)
         elif public:
             await store.set_public(root)
@@ -69,10 +69,11 @@ async def fetch_block(
     cid: str, sources: Sequence[ContentSource], *, blame: Blame = forgive, patience: Patience = PATIENCE
 ) -> bytes:
     """One block that hashes to `cid`, from the first source that has it. Raises ContentUnavailable."""
-    return await _crowd(cid, sources, patience, blame).block(parse_cid(cid))
+    return await new_crowd(cid, sources, patience, blame).block(parse_cid(cid))
 
 
-def _crowd(cid: str, sources: Sequence[ContentSource], patience: Patience, blame: Blame) -> Crowd:
+def new_crowd(cid: str, sources: Sequence[ContentSource], patience: Patience, blame: Blame) -> Crowd:
+    """All sources of one pull, none with a mark against it yet."""
     return Crowd(
         cid,
         sources,

@@ -14,6 +14,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import cast
 
 from market.values import value
 
@@ -151,9 +152,8 @@ class _Connection(asyncio.BufferedProtocol):
     # ---- what asyncio calls ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self.open = transport, True
-        transport.pause_reading()
+        self._transport, self.open = cast(asyncio.Transport, transport), True  # uvloop's does not inherit from it
+        self._transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         if self._target is None:
