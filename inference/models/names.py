@@ -1,6 +1,7 @@
-"""Names and paths of a model's files, wherever they come from.
+"""Names of directory entries, and paths through directories, wherever they come from.
 
-Lives here: what may be a name. Bytes decide: names that differ only in case or Unicode form are different names.
+Lives here: what UnixFS allows. Bytes decide: names that differ only in case or Unicode form are different names.
+A manifest's file names are stricter (filenames.py): only they become names on a disk.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class TreeWalk:
 
     def is_guess(self, leaf: Leaf) -> bool:
         """True if the protobuf around a leaf was computed, not seen."""
-        return bool(leaf.head) and leaf.cid not in self._around
+        return bool(leaf.head) and self._around.get(leaf.cid) != (leaf.length, leaf.head, leaf.tail)
 
     def settle(self, leaf: Leaf, block: bytes) -> bool:
         """Was the guess about `leaf` right? `block` is what `leaf.cid` stands for. Raises BlockInvalid as `give`."""
