@@ -7,12 +7,12 @@ Source: https://docs.ipfs.tech/reference/kubo/rpc/
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import aiohttp
+from pydantic_core import from_json
 
 from inference.models.cid import BLOCK_LIMIT_BYTES, parse_cid
 from inference.models.kubo_address import RpcAddress, parse_rpc
@@ -184,8 +184,8 @@ class KuboSource:
                 next_step="Put the user and password, or the token, of its API.Authorizations before the host.",
             )
         try:
-            said = message_of(json.loads(await answer.content.read(LINE_LIMIT_BYTES)))
-        except (ValueError, RecursionError):
+            said = message_of(from_json(await answer.content.read(LINE_LIMIT_BYTES)))
+        except ValueError:
             said = ""
         return ContentUnavailable(f"{self.name} answered {answer.status} to {command}. {said}".strip())
 

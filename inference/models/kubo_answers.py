@@ -8,13 +8,13 @@ answer says so. Knows no address and no secret.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import aiohttp
 import libipld
+from pydantic_core import from_json
 
 from inference.models.cid import Cid, cid_from_binary, parse_cid
 from market.errors import ContentUnavailable, EncodingInvalid
@@ -70,8 +70,8 @@ async def read_lines(answer: aiohttp.ClientResponse, name: str) -> AsyncIterator
 
 def _parse(text: bytes, name: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
+        line = from_json(text)  # ends at 200 levels, where json would go as deep as the stack
+    except ValueError:
         raise ContentUnavailable(f"{name} answered with something that is not JSON.") from None
     if not isinstance(line, dict):
         raise ContentUnavailable(f"{name} answered with something that is no JSON object.")

@@ -9,11 +9,12 @@ Source: https://ipfshttpclient.readthedocs.io/en/latest/
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import io
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from inference.models.cid import BLOCK_LIMIT_BYTES, parse_cid
@@ -44,20 +45,22 @@ class KuboClientSource:
     async def block(self, cid: str) -> bytes:
         options = {"timeout": f"{self._timeout_s:g}s"}
         data = bytearray()
-        async for piece in self._stream(lambda: self._client.block.get(cid, stream=True, opts=options)):
-            data += piece
-            if len(data) > BLOCK_LIMIT_BYTES:
-                raise BlockInvalid(f"{self.name} sent more than {BLOCK_LIMIT_BYTES} bytes as one block.")
+        async with aclosing(self._stream(lambda: self._client.block.get(cid, stream=True, opts=options))) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > BLOCK_LIMIT_BYTES:
+                    raise BlockInvalid(f"{self.name} sent more than {BLOCK_LIMIT_BYTES} bytes as one block.")
         return bytes(data)
 
     async def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
         left = length
         options = {"offset": str(start), "length": str(length)}
-        async for piece in self._stream(lambda: self._client.cat(root, stream=True, opts=options)):
-            yield piece[:left]
-            left -= len(piece)
-            if left <= 0:
-                return
+        async with aclosing(self._stream(lambda: self._client.cat(root, stream=True, opts=options))) as pieces:
+            async for piece in pieces:
+                yield piece[:left]
+                left -= len(piece)
+                if left <= 0:
+                    return
 
     # ---- a node ----------------------------------------------------------------------------------
 
@@ -114,7 +117,8 @@ class KuboClientSource:
             while (piece := await self._call(lambda: next(pieces, b""))) != b"":
                 yield piece
         finally:
-            await asyncio.to_thread(pieces.close)
+            with contextlib.suppress(ValueError):  # cancelled while a thread still reads: it ends with its timeout
+                await asyncio.to_thread(pieces.close)
 
     async def _call(self, call: Callable[[], T]) -> T:
         try:

@@ -24,25 +24,37 @@ ReadBlock = Callable[[str], Awaitable[bytes]]
 """A block of ours by CID: `Store.read_block`, or any source's `block`."""
 
 
-async def push(kubo: Kubo, root: str, read_block: ReadBlock, *, progress: OnProgress = quiet) -> None:
+async def push(
+    kubo: Kubo,
+    root: str,
+    read_block: ReadBlock,
+    *,
+    progress: OnProgress = quiet,
+    parcel_bytes: int = PARCEL_BYTES,
+) -> None:
     """Bring everything below `root` to `kubo` and pin it there. A push that broke off goes on where it was.
 
     Progress counts bytes of blocks, inner nodes included. Raises ContentUnavailable if the daemon refuses or the
     pin is not confirmed, BlockInvalid if a block of ours is not what its CID says.
     """
-    top = parse_cid(root)
-    skipped = await _send(kubo, top, read_block, progress, resume=True)
+
+    async def send(*, resume: bool) -> bool:
+        return await _send(kubo, parse_cid(root), read_block, progress, parcel_bytes, resume=resume)
+
+    skipped = await send(resume=True)
     try:
         await kubo.pin(root, offline=True)
     except ContentUnavailable:
         if not skipped:
             raise
         # What it said it had, it has no more, or not all of: a collection came between. Once more, and all of it.
-        await _send(kubo, top, read_block, progress, resume=False)
+        await send(resume=False)
         await kubo.pin(root, offline=True)
 
 
-async def _send(kubo: Kubo, root: Cid, read_block: ReadBlock, progress: OnProgress, *, resume: bool) -> bool:
+async def _send(
+    kubo: Kubo, root: Cid, read_block: ReadBlock, progress: OnProgress, parcel_bytes: int, *, resume: bool
+) -> bool:
     """Whether parcels were left out because the daemon has them: the first ones, up to where a push broke off."""
     clock = asyncio.get_running_loop().time
     skipped, done, speed = False, 0, 0.0
@@ -50,7 +62,7 @@ async def _send(kubo: Kubo, root: Cid, read_block: ReadBlock, progress: OnProgre
     total = total_bytes(block) if root.codec == DAG_PB else len(block)
     meter = Meter(str(root), total, progress, clock, lambda: {kubo.name: speed})
     meter.say(0)
-    async for parcel, last, count in _parcels(root, read_block):
+    async for parcel, last, count in _parcels(root, read_block, parcel_bytes):
         began = clock()
         resume = resume and await kubo.holds(str(last))  # the last block of a parcel arrives last
         if resume:
@@ -64,13 +76,13 @@ async def _send(kubo: Kubo, root: Cid, read_block: ReadBlock, progress: OnProgre
     return skipped
 
 
-async def _parcels(root: Cid, read_block: ReadBlock) -> AsyncGenerator[tuple[bytes, Cid, int]]:
+async def _parcels(root: Cid, read_block: ReadBlock, limit_bytes: int) -> AsyncGenerator[tuple[bytes, Cid, int]]:
     """(a CAR, its last block's CID, bytes of blocks in it)."""
     parcel, count, last = bytearray(car_header(root)), 0, root
     async for cid, data in _blocks(root, read_block):
         parcel += car_section(cid, data)
         last, count = cid, count + len(data)
-        if len(parcel) >= PARCEL_BYTES:
+        if len(parcel) >= limit_bytes:
             yield bytes(parcel), last, count
             parcel, count = bytearray(car_header(root)), 0
     if count:

@@ -8,10 +8,10 @@ Source: https://specs.ipfs.tech/routing/http-routing-v1/
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 
 import aiohttp
+from pydantic_core import from_json
 from yarl import URL
 
 from inference.models.endpoints import may_dial, url_of_multiaddr
@@ -83,8 +83,8 @@ def _records(body: bytes) -> Iterator[object]:
 
 def _parsed(text: bytes) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return from_json(text)  # ends at 200 levels, where json would go as deep as the stack
+    except ValueError:
         return None
 
 
