@@ -11,14 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from inference.models.endpoints import may_dial, url_of_multiaddr
-from inference.models.http_client import HttpClient
 from inference.models.library import WITHOUT_WEIGHTS, open_tokenizer, pull_model
-from inference.models.sources import HttpSource
 from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer
 from market.errors import ModelUnknown, OctoError
 from market.offer import CheckedOffer
+from node.models.finding import SourceFinder
 from node.node import ModelOnOffer
 
 log = structlog.get_logger()
@@ -27,23 +25,20 @@ DEFAULT_NAME = "default"
 
 
 class MeshCatalog:
-    """`address_of` gives the address from which a peer is connected, None if it is not; `changed` waits
-    until the version of offers and peers is above the given one, and returns it."""
+    """`changed` waits until the version of offers and peers is above the given one, and returns it."""
 
     def __init__(
         self,
         *,
         offers: Callable[[], Sequence[CheckedOffer]],
-        address_of: Callable[[str], str | None],
         store: Store,
-        session: HttpClient,
+        finder: SourceFinder,
         changed: Callable[[int], Awaitable[int]],
     ) -> None:
         self._offers = offers
-        self._address_of = address_of
-        self._changed = changed
         self._store = store
-        self._session = session
+        self._finder = finder
+        self._changed = changed
         self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
 
     def on_offer(self) -> Sequence[ModelOnOffer]:
@@ -94,29 +89,11 @@ class MeshCatalog:
 
         self._tokenizers[model] = asyncio.create_task(known())
 
-    def sources(self, model: str) -> list[HttpSource]:
-        """The content listeners of the model's providers that we may dial."""
-        sources: list[HttpSource] = []
-        for checked in self._offers():
-            if not any(offered.model == model for offered in checked.offer.models):
-                continue
-            connected_from = self._address_of(checked.offer.peer)
-            sources.extend(
-                HttpSource(url_of_multiaddr(address), self._session)
-                for address in checked.offer.content
-                if may_dial(address, connected_from)
-            )
-        return sources
-
-    async def wait_for_sources(self, model: str) -> list[HttpSource]:
-        """`sources`, as soon as there is one."""
-        version = -1
-        while not (sources := self.sources(model)):
-            version = await self._changed(version)
-        return sources
-
     async def _load(self, model: str) -> ModelTokenizer:
-        manifest = await pull_model(self._store, model, self.sources(model), roles=WITHOUT_WEIGHTS)
+        sources = self._finder.on_offer(model)
+        manifest = await pull_model(
+            self._store, model, sources, roles=WITHOUT_WEIGHTS, allow_pickled=True, blame=self._finder.blame
+        )
         return await open_tokenizer(self._store, manifest)
 
     async def watch(self) -> None:
@@ -125,7 +102,7 @@ class MeshCatalog:
         while True:
             version = await self._changed(version)
             for model in self.on_offer():
-                if model.model not in self._tokenizers and self.sources(model.model):
+                if model.model not in self._tokenizers and self._finder.on_offer(model.model):
                     try:
                         await self.tokenizer(model.model)
                     except OctoError as error:

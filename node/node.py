@@ -14,6 +14,7 @@ from market.record import ReceiptRecord
 
 if TYPE_CHECKING:
     from node.chain import ChainSide
+    from node.models.desk import ModelDesk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,9 @@ class Node(Protocol):
 
     @property
     def catalog(self) -> Catalog: ...
+
+    @property
+    def desk(self) -> ModelDesk: ...
 
     @property
     def receipts(self) -> Receipts: ...

@@ -21,7 +21,8 @@ CROWD = 100
 
 
 class Offering:
-    """`models` is asked each time: a model that failed is withdrawn with the next offer."""
+    """`models` (what runs here) and `stores` (what is kept and served as files) are asked each time: a model that
+    failed is withdrawn with the next offer."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Offering:
         slots: Callable[[], int],
         isolation: Callable[[], str],
         models: Callable[[], Sequence[ModelOffer]],
+        stores: Callable[[], Sequence[str]],
         addresses: Callable[[], Sequence[str]],
         content: Callable[[], Sequence[str]],
         crowd: Callable[[], int],
@@ -50,6 +52,7 @@ class Offering:
         self._slots = slots
         self._isolation = isolation
         self._models = models
+        self._stores = stores
         self._addresses = addresses
         self._content = content
         self._crowd = crowd
@@ -78,8 +81,8 @@ class Offering:
     async def publish(self) -> None:
         """Sign and announce what we serve now; with nothing to serve, let the last offer expire."""
         self._now.clear()
-        models = tuple(self._models())
-        if not models:
+        models, stores = tuple(self._models()), tuple(self._stores())
+        if not models and not stores:
             self.current = None
             return
         now_ms = self._clock.now_ms()
@@ -92,6 +95,7 @@ class Offering:
             tier=self._tier,
             slots=self._slots(),
             models=models,
+            stores=stores,
             privacy=(Privacy.PUBLIC, Privacy.SHARED),
             rails=(self._rail,),
             addresses=tuple(self._addresses())[:8],

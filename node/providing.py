@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,21 +10,21 @@ from pathlib import Path
 import structlog
 
 from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
-from inference.models.default_model import ensure_default_model, shipped_manifest
-from inference.models.library import model_of, models_in, open_tokenizer, pull_model, weights_path
-from inference.models.manifest import Manifest, Role, manifest_cid
+from inference.hardware import detect_hardware
+from inference.models.compatibility import HERE, EngineKind, compatibility, machine_of
+from inference.models.library import model_of, open_tokenizer, weights_path
+from inference.models.manifest import Manifest, Role
 from inference.models.progress import OnProgress
-from inference.models.sources import HttpSource
 from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer
 from inference.speed import measure_speed
-from market.errors import BlockInvalid, ContentUnavailable, NodeMisconfigured
-from market.identity import WalletSigner
+from market.errors import BlockInvalid, NodeMisconfigured
 from market.offer import ModelOffer
 from market.parts import Served
 from market.ports import Engine
 from market.task import Mode
 from node.catalog import MeshCatalog
+from node.models.desk import ModelDesk
 from node.settings import Settings
 
 log = structlog.get_logger()
@@ -68,20 +67,20 @@ async def provide(
     settings: Settings,
     store: Store,
     catalog: MeshCatalog,
-    wallet: WalletSigner,
-    prepared: Sequence[Path],
+    desk: ModelDesk,
     progress: OnProgress,
     engine: Engine | None = None,
 ) -> AsyncIterator[None]:
     """Bring the model that the settings name into the store, start its engine, and serve it.
 
-    `default` is the model every node can make for itself; a CID is pulled from whoever offers it.
-    Raises ContentError, EngineFailed or NodeMisconfigured with the cause.
+    Whatever `octo-node models pull` takes can be named. Raises ContentError, ModelUntrusted, ModelUnknown,
+    EngineFailed or NodeMisconfigured with the cause.
     """
 
     async def bring() -> tuple[str, Manifest, Path, ModelTokenizer]:
-        model = await _model(settings.model, store, catalog, wallet, prepared=prepared, progress=progress)
+        model = await desk.bring(settings.model, patience_s=SOURCE_PATIENCE_S, progress=progress)
         manifest = await model_of(store, model)
+        _check_fit(manifest)
         return model, manifest, await weights_path(store, manifest), await open_tokenizer(store, manifest)
 
     try:
@@ -91,6 +90,8 @@ async def provide(
         log.warning("model_damaged", model=settings.model, why=error.message)
         model, manifest, weights, tokenizer = await bring()
     async with AsyncExitStack() as stack:
+        for file in manifest.files:
+            stack.enter_context(store.using(file.cid))
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, manifest, weights))
         speed = await measure_speed(engine)
@@ -111,46 +112,15 @@ async def provide(
         yield
 
 
-async def _model(
-    name: str,
-    store: Store,
-    catalog: MeshCatalog,
-    wallet: WalletSigner,
-    *,
-    prepared: Sequence[Path],
-    progress: OnProgress,
-) -> str:
-    """The manifest CID, its files in the store."""
-    if name == "default":
-        try:
-            return await ensure_default_model(store, wallet, prepared=prepared, progress=progress)
-        except ContentUnavailable:
-            name = manifest_cid(await store.in_thread(shipped_manifest))
-            if not catalog.sources(name):
-                raise
-            log.info("default_model_from_peers", model=name)
-    if name in await models_in(store):
-        return name
-    if not name.startswith("bafy"):
+def _check_fit(manifest: Manifest) -> None:
+    """Better told before the engine starts than by its crash."""
+    fits = compatibility(manifest, here=machine_of(detect_hardware()), engines=(EngineKind.LLAMA_CPP,))
+    here = next(fit for fit in fits if fit.tier == HERE)
+    if not here.ok:
         raise NodeMisconfigured(
-            f"{name[:80]!r} is not a model: it is neither `default` nor a manifest CID.",
-            next_step="`octo-node models` lists the CIDs on offer.",
+            f"{manifest.name} {manifest.version} cannot run here: {here.reason}.",
+            next_step="`octo-node models show` says where it runs; `models search --fits` finds models that fit.",
         )
-    sources = await _sources(name, catalog)
-    await pull_model(store, name, sources, public=True, progress=progress)
-    return name
-
-
-async def _sources(model: str, catalog: MeshCatalog) -> Sequence[HttpSource]:
-    """Whoever offers the model, as soon as somebody does."""
-    try:
-        async with asyncio.timeout(SOURCE_PATIENCE_S):
-            return await catalog.wait_for_sources(model)
-    except TimeoutError:
-        raise ContentUnavailable(
-            f"nobody offered the model {model} within {SOURCE_PATIENCE_S:.0f} s.",
-            next_step="Check --join: the node must reach a provider that serves it.",
-        ) from None
 
 
 @asynccontextmanager

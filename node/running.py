@@ -15,6 +15,7 @@ from market.ports import Balances, Clock, Rail
 from market.signing import address_text
 from node.api_keys import ApiKeys
 from node.catalog import MeshCatalog
+from node.models.desk import ModelDesk
 from node.own_network import OwnNetwork
 from node.providing import Providing
 from node.settings import Settings
@@ -40,6 +41,7 @@ class RunningNode:
     mesh: OctoNetwork | None
     buyer: Buyer
     catalog: MeshCatalog
+    desk: ModelDesk
     receipts: Store
     rail: Rail
     rail_name: str

@@ -18,7 +18,6 @@ import structlog
 
 from contracts.ledger import LedgerRail
 from inference.hardware import detect_hardware
-from inference.models.http_client import open_http_client
 from inference.models.progress import OnProgress, quiet
 from inference.models.store import Store as ModelStore
 from market.buyer import Buyer, BuyerTerms, all_vetted
@@ -26,7 +25,7 @@ from market.errors import NodeMisconfigured
 from market.identity import Binding, PeerId, SignedBinding, WalletSigner, check_binding
 from market.offer import Tier
 from market.parts import DealParts, DealTerms, SellerTerms
-from market.ports import Books, Clock, Conversation, Engine, Rail
+from market.ports import Books, Clock, ContentShelf, Conversation, Engine, Rail
 from market.prepaid import PrepaidCap
 from market.purse import Purse
 from market.routing import Cheapest, Fastest, Policy, Reliable
@@ -42,6 +41,7 @@ from node.content.listener import Content
 from node.content.site import open_content
 from node.folder import Folder, open_folder
 from node.keys import Keys, make_binding, open_keys
+from node.models.opening import Shelf, open_desk, open_finder
 from node.offering import Offering
 from node.own_network import OwnNetwork
 from node.providing import Providing, provide
@@ -88,8 +88,8 @@ async def open_node(
         # What it remembers.
         books = await stack.enter_async_context(open_store(folder.path("node.db")))
         standing = await stack.enter_async_context(open_standing(books, clock))
-        models = ModelStore(folder.path("models"))
-        stack.callback(models.close)
+        models = await _open_models(stack, settings)
+        shelf = Shelf(models, settings.models, clock)
 
         # How it pays and is paid.
         chain = None
@@ -118,15 +118,10 @@ async def open_node(
         )
 
         # Whom it knows.
-        mesh = await _open_mesh(stack, settings, folder=folder, key=key, serve=seller.serve, clock=clock)
-        content_url = await stack.enter_async_context(
-            open_content(
-                Content(models, advertised=lambda: content_addresses, peer=key.peer),
-                host=settings.content_host(),
-                ports=(settings.content.port,),
-            )
+        mesh = await _open_mesh(
+            stack, settings, folder=folder, key=key, serve=seller.serve, shelf=shelf.content, clock=clock
         )
-        content_addresses = _beside(mesh.addresses(), urlsplit(content_url).port or 80)
+        content_addresses = await _open_content(stack, settings, models, shelf, mesh)
         offering = Offering(
             network_name=settings.network,
             key=key,
@@ -137,6 +132,7 @@ async def open_node(
             slots=providing.slots,
             isolation=providing.isolation,
             models=providing.offers,
+            stores=lambda: desk.sharing.stores(),  # noqa: PLW0108 - `desk` is made further down
             addresses=mesh.addresses,
             content=lambda: content_addresses,
             crowd=lambda: len(mesh.peers()),
@@ -145,15 +141,28 @@ async def open_node(
         )
         network = OwnNetwork(mesh, serve=seller.serve, own_offer=lambda: offering.current, clock=clock)
         stack.push_async_callback(network.aclose)
-        session = await stack.enter_async_context(open_http_client())
-        catalog = MeshCatalog(
-            offers=network.offers,
-            address_of=lambda peer: next((p.address for p in mesh.peers() if p.peer == peer), None),
-            store=models,
-            session=session,
-            changed=mesh.wait_for_change,
+        finder = await stack.enter_async_context(
+            open_finder(settings.models, offers=network.offers, mesh=mesh, clock=clock)
         )
+        catalog = MeshCatalog(offers=network.offers, store=models, finder=finder, changed=mesh.wait_for_change)
         stack.callback(catalog.close)
+        desk = await stack.enter_async_context(
+            open_desk(
+                settings,
+                folder=folder,
+                store=models,
+                finder=finder,
+                mesh=mesh,
+                wallet=keys.wallet,
+                hardware=hardware,
+                offered=catalog.on_offer,
+                running=providing.served,
+                renew_offer=offering.renew,
+                prepared=prepared,
+                clock=clock,
+            )
+        )
+        shelf.attach(desk)
 
         # What it buys.
         buyer = Buyer(
@@ -190,6 +199,7 @@ async def open_node(
             mesh=mesh,
             buyer=buyer,
             catalog=catalog,
+            desk=desk,
             receipts=books,
             rail=rail,
             rail_name=rail.name,
@@ -223,16 +233,17 @@ async def open_node(
                     settings=settings,
                     store=models,
                     catalog=catalog,
-                    wallet=keys.wallet,
-                    prepared=prepared,
+                    desk=desk,
                     progress=progress,
                     engine=engine,
                 )
             )
             if chain is not None and settings.chain.stake:
                 await chain.stake()
-            await offering.publish()
-            _run(stack, offering.run(), "offering")
+        await offering.publish()
+        _run(stack, offering.run(), "offering")
+        _run(stack, desk.keeper.run(), "pins")
+        _run(stack, desk.catalogs.run(), "catalogs")
         node.ready = True
         log.info("node_ready", peer=node.peer, api=node.url, models=len(providing.offers()))
         yield node
@@ -247,6 +258,12 @@ async def _identify(
     key = PeerKey(keys.peer_seed)
     signed = make_binding(keys, peer=key, folder=folder, network=settings.network, now_ms=clock.now_ms())
     return keys, key, signed, check_binding(signed, network=settings.network, now_ms=clock.now_ms())
+
+
+async def _open_models(stack: AsyncExitStack, settings: Settings) -> ModelStore:
+    store = await asyncio.to_thread(ModelStore, settings.models_folder(), quota_bytes=settings.models.quota)
+    stack.callback(store.close)
+    return store
 
 
 async def _open_money(settings: Settings, keys: Keys, rail: Rail, books: Books) -> tuple[Purse, Till]:
@@ -302,6 +319,7 @@ async def _open_mesh(
     folder: Folder,
     key: PeerKey,
     serve: Callable[[Conversation], Awaitable[None]],
+    shelf: ContentShelf,
     clock: Clock,
 ) -> OctoNetwork:
     """Listen where the settings say; if that port is taken and the user did not name it, on any free one."""
@@ -317,12 +335,34 @@ async def _open_mesh(
                     serve=serve,
                     clock=clock,
                     address_book=folder.path("addresses.json"),
+                    shelf=shelf,
+                    dht=settings.mesh.dht,
                 )
             )
         except NodeMisconfigured:
             if listen is choices[-1]:
                 raise
     raise NodeMisconfigured("no mesh address to listen on.", next_step="Set mesh.listen.")
+
+
+async def _open_content(
+    stack: AsyncExitStack, settings: Settings, models: ModelStore, shelf: Shelf, mesh: OctoNetwork
+) -> tuple[str, ...]:
+    """Serve what is public; the multiaddrs under which others reach it."""
+    addresses: tuple[str, ...] = ()
+    content = Content(
+        models,
+        peer=mesh.peer,
+        advertised=lambda: addresses,
+        tickets=shelf.tickets,
+        may_read=shelf.is_friend,
+        catalog=shelf.catalog,
+    )
+    url = await stack.enter_async_context(
+        open_content(content, host=settings.content_host(), ports=(settings.content.port,))
+    )
+    addresses = _beside(mesh.addresses(), urlsplit(url).port or 80)
+    return addresses
 
 
 def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str) -> None:

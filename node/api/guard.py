@@ -23,7 +23,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN_ROUTES = frozenset({"/healthz"})
 OWNER_ROUTES = frozenset({"/api/v1/stake", "/api/v1/channels/{id}/close", "/api/v1/settle", "/api/v1/wallet/faucet"})
-"""What moves the owner's money, unless it is a GET: API keys are handed to programs, which buy and no more."""
+OWNER_PREFIX = "/api/v1/models/"
+"""What moves the owner's money or fills the owner's disk, unless it is a GET: API keys are handed to programs, which
+buy and no more."""
 _OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/@\[\]]{1,253})(?::\d{1,5})?")
 
@@ -98,12 +100,14 @@ class Guard:
 
 def _check_owner(request: web.Request) -> web.Response | None:
     resource = request.match_info.route.resource
-    if request.method in ("GET", "HEAD") or resource is None or resource.canonical not in OWNER_ROUTES:
+    if request.method in ("GET", "HEAD") or resource is None:
+        return None
+    if resource.canonical not in OWNER_ROUTES and not resource.canonical.startswith(OWNER_PREFIX):
         return None
     return refusal(
         403,
         "cli_token_required",
-        "an API key may not move this node's money.",
+        "an API key may not move this node's money or change its models.",
         next_step="Use `octo-node` as the node's own user, or the token that lies in its data folder.",
     )
 

@@ -22,6 +22,7 @@ from node.api.errors import error_response, http_refusal, unknown_error
 from node.api.guard import OPEN_ROUTES, Guard, Handler
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
+from node.api.models import ModelsApi
 from node.api.openai import OpenAi
 from node.listening import is_wildcard, open_site
 from node.node import Node
@@ -50,7 +51,8 @@ def create_api(
     openai = OpenAi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)
     app = web.Application(middlewares=[edge.middleware, guard.middleware], client_max_size=limits.body_bytes)
     chain = ChainApi(node, limits=limits)
-    app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes()])
+    models = ModelsApi(node, limits=limits)
+    app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
     app.on_response_prepare.append(_add_headers)
     return app
 

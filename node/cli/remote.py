@@ -43,6 +43,11 @@ class Remote:
         with closing(self._connection(timeout_s)) as connection:
             return _parsed(path, _read(self._ask(connection, "POST", path, json.dumps(body).encode())))
 
+    def delete(self, path: str) -> Any:
+        """JSON of a DELETE; raises NodeNotRunning, NodeAnswered."""
+        with closing(self._connection(self._timeout_s)) as connection:
+            return _parsed(path, _read(self._ask(connection, "DELETE", path, None)))
+
     def get_bytes(self, path: str) -> bytes:
         with closing(self._connection(self._timeout_s)) as connection:
             response = self._ask(connection, "GET", path, None)

@@ -36,7 +36,7 @@ def names_in(raw_path: str) -> tuple[str, ...]:
     is ever tidied up: what a proxy in front might have read otherwise is refused.
     """
     parts = raw_path.split("/")
-    if parts[0] or len(parts) > PATH_DEPTH_LIMIT + 5:
+    if parts[0] or len(parts) < 2 or len(parts) > PATH_DEPTH_LIMIT + 5:
         raise EncodingInvalid("the path is too deep, or does not begin with a slash.")
     if parts[-1] == "" and len(parts) > 2:
         parts.pop()

@@ -17,6 +17,8 @@ from market.values import value
 _LEARNING = 0.2
 """How much the last stream's duration weighs in the mean; a handful of streams is remembered."""
 _RETRY_MOST_S = 60
+_ROUNDING = 1e-6
+"""Of a token: floats that were added up must not refuse somebody who waited exactly as long as told."""
 
 
 @value
@@ -59,10 +61,11 @@ class Door:
         now, limits = self._clock(), self._limits
         tokens, then = self._buckets.pop(visitor, (float(limits.burst), now))
         tokens = min(float(limits.burst), tokens + (now - then) * limits.requests_per_s)
-        self._buckets[visitor] = (tokens - 1 if tokens >= 1 else tokens, now)
+        passes = tokens >= 1 - _ROUNDING
+        self._buckets[visitor] = (tokens - 1 if passes else tokens, now)
         if len(self._buckets) > limits.addresses:
             self._buckets.popitem(last=False)
-        if tokens < 1:
+        if not passes:
             raise TooMany(max(1, math.ceil((1 - tokens) / limits.requests_per_s)))
 
     @contextmanager

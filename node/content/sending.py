@@ -38,13 +38,14 @@ async def send(
 ) -> web.StreamResponse:
     """Send it all before returning. A reader that takes less than 256 KiB in `patience_s` is cut off."""
     headers = {**reply.headers, "Server": "octo-node"}
+    if reply.status != 304:
+        headers["Content-Length"] = str(reply.stop - reply.start)  # also of nothing: HEAD equals GET
     if reply.file is None:
         response: web.StreamResponse = web.Response(
             status=reply.status, headers=headers, body=reply.body[reply.start : reply.stop]
         )
     else:
         response = web.StreamResponse(status=reply.status, headers=headers)
-        response.content_length = reply.stop - reply.start
     try:
         async with asyncio.timeout(patience_s):
             writer = await response.prepare(request)
