@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.models.cid import DAG_PB, RAW, Cid, cid_from_binary, cid_of_block, parse_cid
+from inference.models.cid import DAG_CBOR, DAG_PB, RAW, cid_from_binary, cid_of_block, parse_cid
 from inference.models.unixfs import (
     PROFILE_2025,
     PROFILE_CLASSIC,
@@ -23,7 +23,7 @@ from inference.models.unixfs import (
 )
 from inference.models.walk import TreeWalk, parse_node
 from market.errors import BlockInvalid, EncodingInvalid
-from tests.inference.models.content_kit import seeded
+from tests.inference.models.store_kit import seeded
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "unixfs.json").read_text())
 
@@ -48,6 +48,12 @@ def test_roots_equal_the_reference_importer_in_both_profiles(row: dict, tmp_path
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
     for name, profile in PROFILES.items():
         assert str(build_file(path, profile).root) == row[name]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("row", VECTORS["heavy_files"], ids=lambda row: str(row["size"]))
+def test_the_root_of_a_large_file_equals_the_reference_importers(row: dict, tmp_path: Path) -> None:
+    test_roots_equal_the_reference_importer_in_both_profiles(row, tmp_path)
 
 
 def test_known_roots_of_nothing_and_of_two_leaves(tmp_path: Path) -> None:
@@ -75,6 +81,60 @@ def test_cid_text_and_binary_are_one_to_one() -> None:
     assert parse_cid(str(cid)) == cid == cid_from_binary(cid.binary)
 
 
+V0, V1 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG", "bafybeie5nqv6kd3qnfjupgvz34woh3oksc3iau6abmyajn7qvtf6d2ho34"
+
+
+def test_a_cid_of_version_0_is_read_and_becomes_version_1() -> None:
+    cid = parse_cid(V0)
+    assert str(cid) == V1
+    assert cid == parse_cid(V1) == cid_from_binary(b"\x12\x20" + cid.digest)
+    assert cid.codec == DAG_PB
+
+
+def test_a_cid_of_version_0_with_one_other_character_is_another_or_none() -> None:
+    for at in range(len(V0)):
+        for other in "1Zz0OIl é":
+            text = V0[:at] + other + V0[at + 1 :]
+            try:
+                assert parse_cid(text) != parse_cid(V0) or text == V0
+            except EncodingInvalid:
+                continue
+
+
+@given(st.sampled_from([RAW, DAG_PB, DAG_CBOR]), st.binary(min_size=32, max_size=32))
+def test_every_cid_survives_its_text(codec: int, digest: bytes) -> None:
+    cid = cid_from_binary(bytes((1, codec, 0x12, 0x20)) + digest)
+    assert parse_cid(str(cid)) == cid
+
+
+@pytest.mark.parametrize(
+    ("binary", "what"),
+    [
+        (b"\x01\x55\x00\x04abcd", "identity hash"),
+        (b"\x01\x78\x12\x20" + bytes(32), "git codec"),
+        (b"\x01\x55\x1b\x20" + bytes(32), "keccak-256"),
+        (b"\x00\x70\x12\x20" + bytes(32), "version 0 with a codec"),
+        (b"\x12\x20" + bytes(31), "short"),
+        (b"", "nothing"),
+    ],
+)
+def test_other_hashes_and_codecs_are_refused(binary: bytes, what: str) -> None:
+    with pytest.raises(EncodingInvalid, match="sha2-256"):
+        cid_from_binary(binary)
+
+
+def test_the_refusal_says_what_is_accepted() -> None:
+    with pytest.raises(EncodingInvalid) as refused:
+        parse_cid("zdj7WhuEjrB52m1BisYCtmjH1hSKa7yZ3jEZ9JcXaFRD51wVz")
+    assert "base32" in str(refused.value.next_step)
+    assert "Qm" in str(refused.value.next_step)
+
+
+def test_no_file_is_cut_into_blocks_that_nobody_carries() -> None:
+    with pytest.raises(ValueError, match="cut"):
+        Profile(name="huge", leaf_bytes=2 * 1024 * 1024 + 1, width=174)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -94,13 +154,6 @@ def test_what_is_not_a_cid_is_refused(text: str) -> None:
         parse_cid(text)
 
 
-@given(st.binary(max_size=400))
-@settings(max_examples=300)
-def test_garbage_is_refused_as_a_block_and_never_crashes(data: bytes) -> None:
-    with pytest.raises(BlockInvalid):
-        parse_node(data)
-
-
 def test_every_flipped_bit_of_a_node_is_refused_or_keeps_its_sums() -> None:
     (_, block), *_ = small_dag(3).nodes
     for bit in range(len(block) * 8):
@@ -111,89 +164,3 @@ def test_every_flipped_bit_of_a_node_is_refused_or_keeps_its_sums() -> None:
         except BlockInvalid:
             continue
         assert node.size_bytes == sum(link.size_bytes for link in node.links) == 21
-
-
-def test_a_block_with_other_bytes_is_refused_by_its_hash() -> None:
-    dag = small_dag()
-    blocks = dict(dag.nodes)
-    tree = TreeWalk(dag.root)
-    with pytest.raises(BlockInvalid, match="does not hash"):
-        tree.give(dag.root, blocks[dag.root] + b"\0")
-
-
-def test_sizes_that_do_not_sum_are_refused() -> None:
-    (_, block), *_ = small_dag(3).nodes
-    with pytest.raises(BlockInvalid, match="links sum to"):
-        parse_node(block.replace(b"\x18\x15\x20", b"\x18\x16\x20"))
-
-
-def test_a_child_of_another_size_than_its_parent_says_is_refused() -> None:
-    child = build_tree([Leaf(0, 5, bytes(32)), Leaf(5, 5, bytes(32))])
-    sham = [(child.root, 9), (Cid(codec=RAW, digest=bytes(32)), 1)]
-    root, block = node_of(sham)
-    tree = TreeWalk(root)
-    tree.give(root, block)
-    with pytest.raises(BlockInvalid, match="10 bytes where 9 were announced"):
-        tree.give(child.root, dict(child.nodes)[child.root])
-
-
-def test_another_size_than_the_manifest_says_is_refused() -> None:
-    with pytest.raises(BlockInvalid, match="announced"):
-        walk(small_dag(), size_bytes=69)
-
-
-def test_a_dag_deeper_than_eight_levels_is_refused() -> None:
-    node = (Cid(codec=RAW, digest=bytes(32)), 1)
-    chain = []
-    for _ in range(9):
-        root, block = node_of([node])
-        chain.append((root, block))
-        node = (root, 1)
-    tree = TreeWalk(root)
-    with pytest.raises(BlockInvalid, match="deeper"):
-        for cid, block in reversed(chain):
-            tree.give(cid, block)
-
-
-def test_a_bomb_of_repeated_links_is_stopped_by_the_count() -> None:
-    node = (Cid(codec=RAW, digest=bytes(32)), 1)
-    chain = []
-    for _ in range(4):
-        root, block = node_of([node] * 1024)
-        chain.append((root, block))
-        node = (root, node[1] * 1024)
-    tree = TreeWalk(root)
-    with pytest.raises(BlockInvalid, match=r"more than|over the limit"):
-        for cid, block in reversed(chain):
-            tree.give(cid, block)
-
-
-def test_a_leaf_over_two_mebibytes_is_refused() -> None:
-    root, block = node_of([(Cid(codec=RAW, digest=bytes(32)), 2 * 1024 * 1024 + 1)])
-    with pytest.raises(BlockInvalid, match="leaf"):
-        TreeWalk(root).give(root, block)
-
-
-def test_an_empty_child_is_refused() -> None:
-    _, block = node_of([(Cid(codec=RAW, digest=bytes(32)), 0)])
-    with pytest.raises(BlockInvalid):
-        parse_node(block)
-
-
-def node_of(children: list[tuple[Cid, int]]) -> tuple[Cid, bytes]:
-    """A file node written by hand, as an attacker would."""
-    links = b"".join(_field(2, _field(1, c.binary) + _field(2, b"") + b"\x18" + _number(s)) for c, s in children)
-    inner = b"\x08\x02\x18" + _number(sum(s for _, s in children)) + b"".join(b"\x20" + _number(s) for _, s in children)
-    block = links + _field(1, inner)
-    return cid_of_block(DAG_PB, block), block
-
-
-def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _number(len(data)) + data
-
-
-def _number(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
