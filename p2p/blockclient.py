@@ -6,8 +6,8 @@ Silence, refusal and a broken stream are ContentUnavailable: bad luck is no crim
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 import structlog
 import trio
@@ -16,11 +16,14 @@ from libp2p.abc import INetStream
 from market.errors import BlockInvalid, ContentError, ContentUnavailable, EncodingInvalid, PeerError
 from market.identity import PeerId
 from p2p.blocks import (
+    AHEAD_BYTES,
     BLOCKS_PROTOCOL,
     BUSY,
+    CREDIT_BYTES,
     HEAD_LIMIT_BYTES,
     NOT_HERE,
     OK,
+    PIECE_LIMIT_BYTES,
     Answer,
     WantBlock,
     WantCatalog,
@@ -61,7 +64,7 @@ class BlockClient:
         """The text and the whole body of an answer, at most `limit_bytes`. Raises ContentUnavailable, BlockInvalid."""
         body = bytearray()
         async with self._asked(peer, want) as (stream, answer):
-            await self._receive(peer, stream, limit_bytes, body.extend)
+            await self._receive(peer, stream, limit_bytes, body.extend, _Flow(self._limits))
         return answer.text, bytes(body)
 
     async def pour(
@@ -71,18 +74,19 @@ class BlockClient:
 
         Raises as `collect`, after the bytes that came before. The queue needs no bound: credit is one.
         """
+        flow = _Flow(self._limits)
         async with self._asked(peer, want) as (stream, _), trio.open_nursery() as nursery:
-            nursery.start_soon(_give_credit, stream, taken)
-            await self._receive(peer, stream, limit_bytes, into.put_last)
+            nursery.start_soon(flow.give_credit, stream, taken)
+            await self._receive(peer, stream, limit_bytes, into.put_last, flow)
             nursery.cancel_scope.cancel()
 
     async def _receive(
-        self, peer: PeerId, stream: INetStream, limit_bytes: int, sink: Callable[[bytes], object]
+        self, peer: PeerId, stream: INetStream, limit_bytes: int, sink: Callable[[bytes], object], flow: _Flow
     ) -> None:
         """Everything up to the end of the answer, never more than `limit_bytes`."""
         left = limit_bytes
         while True:
-            with self._patience():
+            with flow.patience():
                 size = piece_size(await read_exactly(stream, 4))
             if not size:
                 return
@@ -90,9 +94,10 @@ class BlockClient:
             if left < 0:
                 raise BlockInvalid(f"peer {peer} sends more than the {limit_bytes} bytes that were asked for.")
             while size:
-                with self._patience():
+                with flow.patience():
                     data = await read_some(stream, min(size, _READ_BYTES))
                 size -= len(data)
+                flow.received += len(data)
                 sink(data)
 
     @asynccontextmanager
@@ -147,9 +152,33 @@ class BlockClient:
         return ContentUnavailable(f"peer {peer} hung up before the end ({type(error).__name__}).")
 
 
-async def _give_credit(stream: INetStream, taken: ToTrio[bytes]) -> None:
-    try:
-        while marks := await taken.take_all():
-            await stream.write(b"".join(marks))
-    except Exception as error:  # noqa: BLE001 - the reading side tells of a dead stream
-        _log.debug("p2p.credit_not_given", error=type(error).__name__)
+class _Flow:
+    """How much came and was taken, and so who keeps whom waiting."""
+
+    def __init__(self, limits: NetworkLimits) -> None:
+        self.received = 0
+        self._limits = limits
+        self._credit = AHEAD_BYTES
+        self._scope = trio.CancelScope()
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Wait for the peer no longer than it may be silent; while our own reader pauses, for as long as that may.
+
+        Raises TooSlowError.
+        """
+        is_our_turn = self.received + PIECE_LIMIT_BYTES >= self._credit
+        wait_s = self._limits.content_wait_s + (self._limits.content_idle_s if is_our_turn else 0)
+        with trio.CancelScope(deadline=trio.current_time() + wait_s) as self._scope:
+            yield
+        if self._scope.cancelled_caught:
+            raise trio.TooSlowError
+
+    async def give_credit(self, stream: INetStream, taken: ToTrio[bytes]) -> None:
+        try:
+            while marks := b"".join(await taken.take_all()):
+                self._credit += CREDIT_BYTES * len(marks)
+                await stream.write(marks)
+                self._scope.deadline = min(self._scope.deadline, trio.current_time() + self._limits.content_wait_s)
+        except Exception as error:  # noqa: BLE001 - the reading side tells of a dead stream
+            _log.debug("p2p.credit_not_given", error=type(error).__name__)

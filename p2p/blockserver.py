@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import structlog
 import trio
@@ -50,38 +51,45 @@ class BlockServer:
         self._bridge = bridge
         self._shelving = shelving
         self._limits = limits
-        self._streams: Counter[PeerId] = Counter()
+        self._open: Counter[PeerId] = Counter()
+        self._seated: Counter[PeerId] = Counter()
         host.handle(BLOCKS_PROTOCOL, self._serve)
 
     def is_serving(self, peer: PeerId) -> bool:
-        return self._streams[peer] > 0
+        return self._seated[peer] > 0
 
     async def _serve(self, peer: PeerId, stream: INetStream) -> None:
-        with self._counted(peer) as (of_peer, in_all):
-            limits = self._limits
-            if of_peer > 4 * limits.content_streams_per_peer or in_all > 4 * limits.content_streams:
+        limits = self._limits
+        with _counted(self._open, peer):
+            if (
+                self._open[peer] > 4 * limits.content_streams_per_peer
+                or self._open.total() > 4 * limits.content_streams
+            ):
                 return
-            if of_peer > limits.content_streams_per_peer or in_all > limits.content_streams:
+            # Whoever is refused takes no seat: a flood of one peer leaves room for the others.
+            if self._seated[peer] >= limits.content_streams_per_peer or self._seated.total() >= limits.content_streams:
                 await _refuse(stream, BUSY)
                 return
-            try:
-                with trio.fail_after(limits.content_wait_s):
-                    ask = ask_of(await read_frame(stream, HEAD_LIMIT_BYTES))
-            except EncodingInvalid as error:
-                _log.info("p2p.peer_broke_protocol", peer=peer, reason=error.message)
-                await _refuse(stream, INVALID)
-                return
-            await _Serving(stream, limits).run(self._bridge, self._shelving, peer, ask)
+            with _counted(self._seated, peer):
+                try:
+                    with trio.fail_after(limits.content_wait_s):
+                        ask = ask_of(await read_frame(stream, HEAD_LIMIT_BYTES))
+                except EncodingInvalid as error:
+                    _log.info("p2p.peer_broke_protocol", peer=peer, reason=error.message)
+                    await _refuse(stream, INVALID)
+                    return
+                await _Serving(stream, limits).run(self._bridge, self._shelving, peer, ask)
 
-    @contextmanager
-    def _counted(self, peer: PeerId) -> Iterator[tuple[int, int]]:
-        self._streams[peer] += 1
-        try:
-            yield self._streams[peer], self._streams.total()
-        finally:
-            self._streams[peer] -= 1
-            if not self._streams[peer]:
-                del self._streams[peer]
+
+@contextmanager
+def _counted(counter: Counter[PeerId], peer: PeerId) -> Iterator[None]:
+    counter[peer] += 1
+    try:
+        yield
+    finally:
+        counter[peer] -= 1
+        if not counter[peer]:
+            del counter[peer]
 
 
 class _Serving:
@@ -101,7 +109,8 @@ class _Serving:
                 nursery.start_soon(self._hear, nursery.cancel_scope)
                 nursery.start_soon(bridge.in_asyncio, shelving.fill, peer, ask, items)
                 if await self._tell(items):
-                    await trio.sleep(_HANG_UP_S)  # a reset of ours would overtake the last piece
+                    await _end(self._stream)
+                    await trio.sleep(_HANG_UP_S)  # `_hear` ends it sooner: a reset of ours would overtake the end
                 nursery.cancel_scope.cancel()
         finally:
             items.close()
@@ -155,4 +164,11 @@ class _Serving:
 async def _refuse(stream: INetStream, code: str) -> None:
     with trio.move_on_after(_HANG_UP_S):
         await stream.write(answer_frame(Answer(code=code)))
-        await read_some(stream, 1)  # until the peer hangs up: a reset of ours would overtake the frame
+        await _end(stream)
+        while True:  # until the peer hangs up: a reset of ours would overtake the frame
+            await read_some(stream, HEAD_LIMIT_BYTES)
+
+
+async def _end(stream: INetStream) -> None:
+    """Say that nothing more comes; the peer still reads what is on its way."""
+    await cast(Any, stream).close_write()

@@ -8,18 +8,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
 
-from market.identity import Binding, SignedBinding, sign_binding
+from market.errors import ContentUnavailable
+from market.identity import Binding, PeerId, SignedBinding, sign_binding
 from market.offer import Offer, SignedOffer, Tier, sign_offer
-from market.ports import Conversation
+from market.ports import ContentShelf, Conversation
 from market.signing import Secp256k1Signer
 from market.task import Privacy
+from market.values import cid_text
+from p2p.bridge import Bridge, run_trio
+from p2p.endpoints import parse_endpoint
+from p2p.host import Host, StreamHandler, open_host
 from p2p.keys import PeerKey
 from p2p.limits import NetworkLimits
 from p2p.network import OctoNetwork, open_network
@@ -103,6 +111,9 @@ def limits() -> NetworkLimits:
         reconnect_min_s=0.2,
         reconnect_max_s=0.5,
         restart_min_s=0.1,
+        content_wait_s=3.0,
+        dht_pace_s=0.02,
+        dht_query_timeout_s=2.0,
     )
 
 
@@ -110,6 +121,78 @@ async def echo(conversation: Conversation) -> None:
     """Say everything back until the other side hangs up."""
     while True:
         await conversation.send((await conversation.receive(60)).body)
+
+
+def raw_cid(data: bytes) -> str:
+    return cid_text(b"\x01\x55\x12\x20" + hashlib.sha256(data).digest())
+
+
+class MemoryShelf:
+    """A `market.ports.ContentShelf`: blocks and files by CID, some of them for one peer alone.
+
+    `reading` counts ranges that are being read, `read_bytes` what was taken from them.
+    """
+
+    piece_bytes = 1024 * 1024
+
+    def __init__(self, *, private_for: str = "") -> None:
+        self.blocks: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
+        self.private: set[str] = set()
+        self.private_for = private_for
+        self.pinned: list[tuple[PeerId, str]] = []
+        self.reading = 0
+        self.read_bytes = 0
+        self.hold: asyncio.Event | None = None
+
+    def put(self, data: bytes, *, private: bool = False) -> str:
+        """Keep a file under a root block of its own; returns the root."""
+        block = b"root of " + hashlib.sha256(data).digest()
+        root = raw_cid(block)
+        self.blocks[root], self.files[root] = block, data
+        if private:
+            self.private.add(root)
+        return root
+
+    async def block(self, peer: PeerId, cid: str) -> bytes:
+        self._check(peer, cid, self.blocks)
+        return self.blocks[cid]
+
+    async def read_range(self, peer: PeerId, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
+        self._check(peer, root, self.files)
+        self.reading += 1
+        try:
+            data = self.files[root][start : start + length]
+            for at in range(0, len(data), self.piece_bytes):
+                if self.hold:
+                    await self.hold.wait()
+                piece = data[at : at + self.piece_bytes]
+                self.read_bytes += len(piece)
+                yield piece
+        finally:
+            self.reading -= 1
+
+    async def ticket(self, peer: PeerId) -> str:
+        return f"a ticket for {peer}"
+
+    async def catalog(self, creator: bytes, name: str) -> bytes:
+        if name != "octo":
+            raise ContentUnavailable("no such catalog.")
+        return b"catalog of " + creator
+
+    async def pin(self, peer: PeerId, manifest: str) -> None:
+        if manifest not in self.blocks:
+            raise ContentUnavailable("this node pins for its owner only.")
+        self.pinned.append((peer, manifest))
+
+    def _check(self, peer: PeerId, cid: str, held: dict[str, bytes]) -> None:
+        if cid not in held or (cid in self.private and peer != self.private_for):
+            raise ContentUnavailable(f"{cid} is in /secret/folder, and not for {peer}.")
+
+
+@pytest.fixture
+def new_shelf() -> Callable[..., MemoryShelf]:
+    return MemoryShelf
 
 
 Joiner = Callable[..., AbstractAsyncContextManager[OctoNetwork]]
@@ -128,6 +211,8 @@ def join(make_key: Callable[[str], PeerKey], limits: NetworkLimits) -> Joiner:
         listen: str = LOOPBACK,
         address_book: Path | None = None,
         limits: NetworkLimits = limits,
+        shelf: ContentShelf | None = None,
+        dht: bool = True,
     ) -> AsyncIterator[OctoNetwork]:
         address = to.addresses()[0] if isinstance(to, OctoNetwork) else to
         async with open_network(
@@ -139,6 +224,8 @@ def join(make_key: Callable[[str], PeerKey], limits: NetworkLimits) -> Joiner:
             clock=SystemClock(),
             address_book=address_book,
             limits=limits,
+            shelf=shelf,
+            dht=dht,
         ) as network:
             if isinstance(to, OctoNetwork):
                 await network.connect(to.addresses()[0])
@@ -164,6 +251,69 @@ def new_task() -> Callable[[], bytes]:
     return lambda: os.urandom(32)
 
 
+class Mallory:
+    """A libp2p host that sends whatever it likes, and answers with whatever handlers it was given."""
+
+    def __init__(self, bridge: Bridge, host: Host, key: PeerKey) -> None:
+        self._bridge = bridge
+        self._host = host
+        self.peer = key.peer
+        self.heard = b""
+
+    def addresses(self) -> tuple[str, ...]:
+        return self._host.addresses()
+
+    async def dial(self, address: str) -> None:
+        await self._bridge.in_trio(self._host.dial, parse_endpoint(address))
+
+    async def send(self, peer: str, protocol: str, *pieces: bytes, pause_s: float = 0) -> bool:
+        """Write to a new stream; True once the other side has ended it. `heard` is what came back."""
+        return await self._bridge.in_trio(self._send, peer, protocol, pieces, pause_s)
+
+    async def _send(self, peer: str, protocol: str, pieces: tuple[bytes, ...], pause_s: float) -> bool:
+        stream = await self._host.libp2p.new_stream(ID.from_string(peer), [TProtocol(protocol)])
+        self.heard = b""
+        with suppress(Exception), trio.move_on_after(8):
+            for piece in pieces:
+                await stream.write(piece)
+                await trio.sleep(pause_s)
+        with trio.move_on_after(8):
+            try:
+                while heard := await stream.read(65536):
+                    self.heard += heard
+            except Exception:  # noqa: BLE001 - any error is the end of the stream
+                return True
+            return True
+        return False
+
+
+@pytest.fixture
+def mallory(make_key: Callable[[str], PeerKey]) -> Callable[..., AbstractAsyncContextManager[Mallory]]:
+    """`async with mallory({protocol: handler}) as stranger`: a hostile host on loopback."""
+
+    @asynccontextmanager
+    async def open_one(handlers: Mapping[str, StreamHandler] = {}, name: str = "mallory") -> AsyncIterator[Mallory]:
+        key = make_key(name)
+        ready: asyncio.Future[Mallory] = asyncio.get_running_loop().create_future()
+
+        async def main(bridge: Bridge) -> None:
+            async with open_host(key, [LOOPBACK], NetworkLimits()) as host:
+                for protocol, handler in handlers.items():
+                    host.handle(protocol, handler)
+                bridge.post_to_asyncio(ready.set_result, Mallory(bridge, host, key))
+                await trio.sleep_forever()
+
+        running = asyncio.create_task(run_trio(main))
+        try:
+            yield await asyncio.wait_for(ready, 10)
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+
+    return open_one
+
+
 class PeerProcess:
     """An echoing peer in a process of its own, to be killed or frozen."""
 
@@ -177,7 +327,7 @@ class PeerProcess:
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
+        self.address, self.root = self.process.stdout.readline().split()
         self.peer = self.address.rsplit("/", 1)[-1]
         self.listen = self.address.split("/p2p/")[0]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
 
-from market.errors import PeerError, PeerGone
+from market.errors import ContentUnavailable, PeerError, PeerGone
 from market.message import Queued
 from market.ports import Conversation
 from market.task import TaskId
+from p2p.limits import NetworkLimits
 from p2p.network import OctoNetwork
 
 pytestmark = [pytest.mark.net, pytest.mark.processes]
@@ -27,6 +29,7 @@ class Peer(Protocol):
     address: str
     peer: str
     listen: str
+    root: str
 
     def signal(self, number: int) -> None: ...
     def end(self) -> None: ...
@@ -102,3 +105,38 @@ async def test_who_floods_a_frozen_peer_waits_and_is_then_told(
         with pytest.raises(PeerGone):
             await asyncio.wait_for(flood(), 20)
         assert sent < 200_000
+
+
+async def test_reading_content_from_a_peer_that_is_killed_ends_at_once(join: Join, start_peer: StartPeer) -> None:
+    peer = await asyncio.to_thread(start_peer, "peer")
+    async with join("anna") as anna:
+        await anna.connect(peer.address)
+        with pytest.raises(ContentUnavailable):
+            async with asyncio.timeout(10):
+                await read_until(anna, peer, lambda: peer.signal(signal.SIGKILL))
+
+
+async def test_reading_content_from_a_peer_that_freezes_ends_in_time(
+    join: Join, start_peer: StartPeer, limits: NetworkLimits
+) -> None:
+    peer = await asyncio.to_thread(start_peer, "peer")
+    # Without the pings, which would notice first: the time-out of the read itself.
+    async with join("anna", limits=replace(limits, ping_interval_s=60, open_timeout_s=1)) as anna:
+        await anna.connect(peer.address)
+        with pytest.raises(ContentUnavailable, match=r"silent for 3 s|hung up"):
+            async with asyncio.timeout(15):
+                await read_until(anna, peer, lambda: peer.signal(signal.SIGSTOP))
+        with pytest.raises(ContentUnavailable):
+            async with asyncio.timeout(30):
+                await anna.content_of(peer.peer).block(peer.root)  # type: ignore[arg-type]
+
+
+async def read_until(anna: OctoNetwork, peer: Peer, then: Callable[[], None]) -> None:
+    """Read for 4 MiB, do something to the source, and read on."""
+    size, is_done = 0, False
+    async with aclosing(anna.content_of(peer.peer).read_range(peer.root, 0, 2**40)) as pieces:  # type: ignore[arg-type]
+        async for piece in pieces:
+            size += len(piece)
+            if size > 4 * 2**20 and not is_done:
+                then()
+                is_done = True

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Protocol
 
 import pytest
 import trio
 from libp2p import new_host
+from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
@@ -20,17 +22,15 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTr
 from multiaddr import Multiaddr
 
 from market.errors import PeerBrokeProtocol, PeerGone
+from market.identity import PeerId
 from market.message import Queued
 from market.offer import SignedOffer
 from market.ports import Conversation
 from market.task import TaskId
 from market.values import encode
-from p2p.bridge import Bridge, run_trio
 from p2p.discovery import OFFERS_PROTOCOL, OFFERS_TOPIC
 from p2p.endpoints import parse_endpoint
-from p2p.host import Host, open_host
 from p2p.keys import PeerKey
-from p2p.limits import NetworkLimits
 from p2p.network import OctoNetwork
 from p2p.streams import AGENT_PROTOCOL
 from p2p.wire import FRAME_LIMIT_BYTES
@@ -44,61 +44,23 @@ Until = Callable[..., Awaitable[None]]
 MESHSUB = "/meshsub/1.2.0"
 
 
-class Mallory:
-    """A libp2p host that sends whatever it likes."""
+class Stranger(Protocol):
+    """A libp2p host that sends whatever it likes: `Mallory` in conftest."""
 
-    def __init__(self, bridge: Bridge, host: Host, key: PeerKey) -> None:
-        self._bridge = bridge
-        self._host = host
-        self.peer = key.peer
+    peer: PeerId
 
-    async def dial(self, address: str) -> None:
-        await self._bridge.in_trio(self._host.dial, parse_endpoint(address))
-
-    async def send(self, peer: str, protocol: str, *pieces: bytes, pause_s: float = 0) -> bool:
-        """Write to a new stream; True once the other side has ended it."""
-        return await self._bridge.in_trio(self._send, peer, protocol, pieces, pause_s)
-
-    async def _send(self, peer: str, protocol: str, pieces: tuple[bytes, ...], pause_s: float) -> bool:
-        stream = await self._host.libp2p.new_stream(ID.from_string(peer), [TProtocol(protocol)])
-        with suppress(Exception), trio.move_on_after(8):
-            for piece in pieces:
-                await stream.write(piece)
-                await trio.sleep(pause_s)
-        with trio.move_on_after(8):
-            try:
-                while await stream.read(65536):
-                    pass
-            except Exception:  # noqa: BLE001 - any error is the end of the stream
-                return True
-            return True
-        return False
+    async def dial(self, address: str) -> None: ...
+    async def send(self, peer: str, protocol: str, *pieces: bytes, pause_s: float = 0) -> bool: ...
 
 
-@asynccontextmanager
-async def mallory(key: PeerKey) -> AsyncIterator[Mallory]:
-    ready: asyncio.Future[Mallory] = asyncio.get_running_loop().create_future()
+NewMallory = Callable[..., AbstractAsyncContextManager[Stranger]]
 
-    async def main(bridge: Bridge) -> None:
-        async with open_host(key, ["/ip4/127.0.0.1/tcp/0"], NetworkLimits()) as host:
 
-            async def answer_agent(_: object, stream: object) -> None:
-                with suppress(Exception):
-                    await stream.read(1)  # type: ignore[attr-defined]
-                    await stream.write(b"\xff" * 100)  # type: ignore[attr-defined]
-                    await trio.sleep(5)
-
-            host.handle(AGENT_PROTOCOL, answer_agent)
-            bridge.post_to_asyncio(ready.set_result, Mallory(bridge, host, key))
-            await trio.sleep_forever()
-
-    running = asyncio.create_task(run_trio(main))
-    try:
-        yield await asyncio.wait_for(ready, 10)
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+async def answer_agent(_: object, stream: INetStream) -> None:
+    with suppress(Exception):
+        await stream.read(1)
+        await stream.write(b"\xff" * 100)
+        await trio.sleep(5)
 
 
 async def check_serves(join: Join, bob: OctoNetwork, task: TaskId) -> None:
@@ -120,9 +82,9 @@ async def check_serves(join: Join, bob: OctoNetwork, task: TaskId) -> None:
     ids=["http", "ones", "oversized", "no message", "nested without end"],
 )
 async def test_garbage_ends_its_own_stream_and_nothing_else(
-    join: Join, make_key: MakeKey, new_task: NewTask, garbage: bytes
+    join: Join, mallory: NewMallory, new_task: NewTask, garbage: bytes
 ) -> None:
-    async with join("bob") as bob, join("anna", to=bob) as anna, mallory(make_key("mallory")) as stranger:
+    async with join("bob") as bob, join("anna", to=bob) as anna, mallory({AGENT_PROTOCOL: answer_agent}) as stranger:
         conversation = await anna.open_conversation(bob.peer, new_task())
         await stranger.dial(bob.addresses()[0])
         for protocol in (AGENT_PROTOCOL, OFFERS_PROTOCOL, MESHSUB):
@@ -137,8 +99,8 @@ async def test_garbage_ends_its_own_stream_and_nothing_else(
         await check_serves(join, bob, new_task())
 
 
-async def test_a_frame_that_never_ends_is_cut_off(join: Join, make_key: MakeKey, new_task: NewTask) -> None:
-    async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
+async def test_a_frame_that_never_ends_is_cut_off(join: Join, mallory: NewMallory, new_task: NewTask) -> None:
+    async with join("bob") as bob, mallory({AGENT_PROTOCOL: answer_agent}) as stranger:
         await stranger.dial(bob.addresses()[0])
         drip = [(500).to_bytes(4, "big"), *([b"\xa6"] * 60)]
         started_s = time.monotonic()
@@ -147,8 +109,8 @@ async def test_a_frame_that_never_ends_is_cut_off(join: Join, make_key: MakeKey,
         await check_serves(join, bob, new_task())
 
 
-async def test_a_second_stream_of_a_peer_replaces_the_first(join: Join, make_key: MakeKey) -> None:
-    async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
+async def test_a_second_stream_of_a_peer_replaces_the_first(join: Join, mallory: NewMallory) -> None:
+    async with join("bob") as bob, mallory({AGENT_PROTOCOL: answer_agent}) as stranger:
         await stranger.dial(bob.addresses()[0])
         first = asyncio.create_task(stranger.send(bob.peer, AGENT_PROTOCOL))
         await asyncio.sleep(0.2)
@@ -160,12 +122,12 @@ async def test_a_second_stream_of_a_peer_replaces_the_first(join: Join, make_key
 
 
 async def test_a_peer_that_answers_garbage_broke_the_protocol(
-    join: Join, make_key: MakeKey, new_task: NewTask, until: Until
+    join: Join, mallory: NewMallory, new_task: NewTask, until: Until
 ) -> None:
-    async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
+    async with join("bob") as bob, mallory({AGENT_PROTOCOL: answer_agent}) as stranger:
         await stranger.dial(bob.addresses()[0])
         await until(bob.peers)  # the dialer is done first
-        conversation = await bob.open_conversation(stranger.peer, new_task())  # type: ignore[arg-type]
+        conversation = await bob.open_conversation(stranger.peer, new_task())
         await conversation.send(Queued(position=1))
         with pytest.raises(PeerBrokeProtocol):
             await conversation.receive(5)
@@ -174,7 +136,7 @@ async def test_a_peer_that_answers_garbage_broke_the_protocol(
 
 
 async def test_gossip_that_libp2p_chokes_on_does_not_end_the_host(
-    join: Join, make_key: MakeKey, new_task: NewTask, until: Until
+    join: Join, mallory: NewMallory, new_task: NewTask, until: Until
 ) -> None:
     def rpc(**fields: object) -> bytes:
         message = rpc_pb2.Message(**{"topicIDs": [OFFERS_TOPIC], "data": os.urandom(20), **fields})
@@ -182,7 +144,7 @@ async def test_gossip_that_libp2p_chokes_on_does_not_end_the_host(
         assert len(body) < 2**14
         return bytes((len(body) & 127 | 128, len(body) >> 7)) + body
 
-    async with join("bob") as bob, mallory(make_key("mallory")) as stranger:
+    async with join("bob") as bob, mallory({AGENT_PROTOCOL: answer_agent}) as stranger:
         await stranger.dial(bob.addresses()[0])
         assert bob._bridge is not None
         first_run = bob._bridge
