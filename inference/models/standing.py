@@ -112,6 +112,8 @@ class Crowd:
 
     def failed(self, standing: Standing, error: OctoError) -> None:
         """A source did not deliver: out with it if it lied, else a pause, and a strike unless it was only busy."""
+        if not self.is_live(standing):
+            return  # what its other streams say now is nothing new
         self._reasons[standing.name] = error
         if isinstance(error, BlockInvalid):
             self._drop(standing, error)
