@@ -29,6 +29,7 @@ FILE_LIMIT_BYTES = 1024**4
 STREAMS = 4
 """One stream rarely fills a long, fat pipe; more than a few look like an attack to a CDN."""
 _WRITE_BYTES = 1024 * 1024
+_NOTE_EVERY_S = 0.25
 _SAVE_EVERY_S = 2.0
 _STARTS = 3
 
@@ -49,7 +50,7 @@ async def download_file(
     Raises ContentUnavailable, BlockInvalid for other bytes than `expected`, DiskFull.
     """
     key = hashlib.sha256(what.encode()).hexdigest()[:32]
-    last = "".join(re.findall(r"[A-Za-z0-9._-]+", re.split("[#?]", what, maxsplit=1)[0].rsplit("/", 1)[-1]))
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split("[#?]", what, maxsplit=1)[0].rsplit("/", 1)[-1])
     target = folder / f"{key}-{last[-100:]}"
     async with open_pull_lock(folder, key):
         if target.exists():  # a caller was stopped between this and its next step
@@ -240,10 +241,13 @@ class _Download:
     async def _save_and_hash(self) -> None:
         """Hash what has come in, so that the end does not wait for it, and now and then note how far we are."""
         loop = asyncio.get_running_loop()
-        saved = loop.time()
+        noted = saved = loop.time()
         while True:
             if not await in_thread(self._part.hash_more):
                 await asyncio.sleep(0.1)
+            if loop.time() - noted > _NOTE_EVERY_S:
+                await in_thread(self._part.note)
+                noted = loop.time()
             if loop.time() - saved > _SAVE_EVERY_S:
                 await in_thread(self._part.save)
                 saved = loop.time()

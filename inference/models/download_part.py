@@ -1,7 +1,8 @@
 """A download on disk: the bytes so far, a note of which they are, and their hash as far as they reach without a gap.
 
-Lives here: `.part` and `.state`, written so that `kill -9` or a power cut costs a few seconds of data and never
-leaves a note that promises more than is there. Knows no network. Everything blocks; `in_thread` brings a thread.
+Lives here: the part and two notes about it. `.now` is cheap and written often: it costs a killed process a moment
+of data, and counts only until the machine starts again, because the page cache is gone then. `.state` is written
+after its data was synced: a power cut costs seconds. Knows no network. Everything blocks; `in_thread` brings a thread.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -60,11 +62,13 @@ class Expected:
 
 @value
 class _State:
-    """`filled`: for each segment how many of its first bytes are safe. `pin` and `size_bytes` say of which file."""
+    """`filled`: for each segment how many of its first bytes are there. `pin` and `size_bytes` say of which file;
+    `boot` until when the note holds, if its data was not synced."""
 
     pin: Annotated[str, Field(max_length=256)]
-    size_bytes: Annotated[int, Field(ge=0, lt=2**53)] | None
+    size_bytes: Annotated[int, Field(ge=0, lt=2**53)]
     filled: Annotated[list[Annotated[int, Field(ge=0, le=SEGMENT_BYTES)]], Field(max_length=1 << 20)]
+    boot: Annotated[str, Field(max_length=64)] = ""
 
 
 _STATE = TypeAdapter(_State)
@@ -83,7 +87,9 @@ class DownloadPart:
         self.streamed = False
         self._expected = expected
         self._state = path.with_name(path.name + ".state")
+        self._now = path.with_name(path.name + ".now")
         self._saved: tuple[int, ...] = ()
+        self._noted: tuple[int, ...] = ()
         self._saving, self._hashing = threading.Lock(), threading.Lock()
         with disk_errors(expected.size_bytes or 0):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -113,9 +119,10 @@ class DownloadPart:
     def clear(self) -> None:
         """Forget everything: it belongs to another file."""
         with self._hashing:
-            self._state.unlink(missing_ok=True)
+            self._forget()
             os.ftruncate(self._fd, 0)
-            self.pin, self.size_bytes, self.filled, self._saved = None, None, [], ()
+            self.pin, self.size_bytes, self.filled = None, None, []
+            self._saved = self._noted = ()
             self.resumed = self.streamed = False
             self._hashed, self._digests = 0, self._expected.digests()
 
@@ -144,18 +151,21 @@ class DownloadPart:
         """The data first, then the note; without ranges there is nothing that could be gone on from."""
         with self._saving:
             filled = tuple(self.filled)
-            if filled == self._saved or self.streamed or self.size_bytes is None:
-                return
-            with disk_errors(0):
-                os.fdatasync(self._fd)
-                new = self._state.with_name(self._state.name + ".new")
-                note = _STATE.dump_json(_State(pin=self.pin or "", size_bytes=self.size_bytes, filled=list(filled)))
-                with new.open("wb") as file:
-                    file.write(note)
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.replace(self._state)
-            self._saved = filled
+            if filled != self._saved and not self.streamed:
+                with disk_errors(0):
+                    os.fdatasync(self._fd)
+                    self._write_note(self._state, filled, "")
+                    self._now.unlink(missing_ok=True)  # older by now, and it would be believed first
+                self._saved = self._noted = filled
+
+    def note(self) -> None:
+        """How far we are, for a process that takes over from this one before the next `save`."""
+        with self._saving:
+            filled = tuple(self.filled)
+            if filled != self._noted and not self.streamed:
+                with disk_errors(0):
+                    self._write_note(self._now, filled, _boot())
+                self._noted = filled
 
     def hash_more(self) -> int:
         """Hash on, to the first gap; how many bytes that took. They come from the page cache."""
@@ -176,12 +186,12 @@ class DownloadPart:
         with disk_errors(0):
             os.fsync(self._fd)
             self.path.replace(target)
-        self._state.unlink(missing_ok=True)
+        self._forget()
 
     def discard(self) -> None:
         """Not worth keeping."""
         self.path.unlink(missing_ok=True)
-        self._state.unlink(missing_ok=True)
+        self._forget()
 
     def close(self) -> None:
         os.close(self._fd)
@@ -197,17 +207,46 @@ class DownloadPart:
         return self.size_bytes or 0
 
     def _resume(self) -> None:
-        """Take a note that fits the part; anything else is started over."""
-        with contextlib.suppress(OSError, ValidationError):
-            if self._state.stat().st_size <= _STATE_LIMIT_BYTES:
-                state = _STATE.validate_json(self._state.read_bytes())
-                whole = state.size_bytes is not None and os.fstat(self._fd).st_size == state.size_bytes
-                fits = self._expected.size_bytes in (None, state.size_bytes)
-                if whole and fits and len(state.filled) == _segments(state.size_bytes or 0):
-                    self.pin, self.size_bytes, self.filled = state.pin, state.size_bytes, state.filled
-                    self.resumed, self._saved = any(state.filled), tuple(state.filled)
-        if self.pin is None or any(self.gap(number)[1] < 0 for number in range(len(self.filled))):
-            self.clear()
+        """Go on from a note that fits the part; without one all is begun again."""
+        there = os.fstat(self._fd).st_size
+        for path, boot in ((self._now, _boot()), (self._state, "")):
+            state = _read_note(path)
+            if state is not None and state.boot == boot and state.size_bytes == there:
+                self.size_bytes, self.filled = state.size_bytes, state.filled
+                fits = len(state.filled) == _segments(there) and self._expected.size_bytes in (None, there)
+                if fits and all(self.gap(number)[1] >= 0 for number in range(len(self.filled))):
+                    self.pin, self.resumed = state.pin, any(state.filled)
+                    return
+        self.clear()
+
+    def _forget(self) -> None:
+        self._state.unlink(missing_ok=True)
+        self._now.unlink(missing_ok=True)
+
+    def _write_note(self, path: Path, filled: Sequence[int], boot: str) -> None:
+        state = _State(pin=self.pin or "", size_bytes=self.size_bytes or 0, filled=list(filled), boot=boot)
+        new = path.with_name(path.name + ".new")
+        with new.open("wb") as file:
+            file.write(_STATE.dump_json(state))
+            if path == self._state:
+                file.flush()
+                os.fsync(file.fileno())
+        new.replace(path)
+
+
+def _read_note(path: Path) -> _State | None:
+    with contextlib.suppress(OSError, ValidationError):
+        if path.stat().st_size <= _STATE_LIMIT_BYTES:
+            return _STATE.validate_json(path.read_bytes())
+    return None
+
+
+def _boot() -> str:
+    """Another one each time that the machine starts (random(4)); a word that no note has, where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return secrets.token_hex(8)
 
 
 def _segments(size_bytes: int) -> int:

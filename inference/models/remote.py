@@ -16,6 +16,7 @@ from time import time
 import aiohttp
 
 from inference.models.references import is_loopback, parse_url
+from inference.models.sources import SourceBusy
 from inference.models.web_client import HttpRefused, OnHop, Target, WayRefused, Web, broken
 from market.errors import ContentUnavailable
 from market.values import value
@@ -173,9 +174,14 @@ class RemoteSource:
     async def read_range(self, root: str, start: int, length: int) -> AsyncGenerator[bytes]:
         if root != self._root:
             raise ContentUnavailable(f"{self.name} is not {root[:80]}.")
-        async with aclosing(self._remote.read(start, length)) as pieces:
-            async for piece in pieces:
-                yield piece
+        try:
+            async with aclosing(self._remote.read(start, length)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except HttpRefused as error:
+            if error.status in (429, 503):
+                raise SourceBusy(error.message, retry_after_s=error.retry_after_s) from None
+            raise
 
 
 def _any(_: object) -> None:

@@ -6,6 +6,7 @@ The routes and headers are those that huggingface_hub asks for (test_hub.py hold
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -95,6 +96,11 @@ class FileHost:
             headers["Content-Length"] = str(len(data))
         headers |= fault.headers
         response = web.StreamResponse(status=status, headers=headers)
+        with contextlib.suppress(ConnectionError):  # the client may leave at any time
+            await self._write(request, response, data, fault)
+        return response
+
+    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes, fault: Fault) -> None:
         await response.prepare(request)
         cut = len(data) if fault.cut_after is None else fault.cut_after
         for start in range(0, cut, 256 * 1024):
@@ -107,7 +113,6 @@ class FileHost:
             self.sent_bytes += MIB
         if cut < len(data) and request.transport is not None:
             request.transport.abort()
-        return response
 
 
 class MockHub:
