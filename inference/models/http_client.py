@@ -244,22 +244,27 @@ async def _connect(endpoint: Endpoint, timeout_s: float) -> _Connection:
 
 
 async def _converse(connection: _Connection, request: bytes, timeout_s: float) -> Answer:
-    """Send a request and read the head of its answer; whatever goes wrong closes the connection."""
+    """Send a request and read the head of its answer, all of it in `timeout_s`; whatever goes wrong closes."""
     try:
         connection.write(request)
-        head, got = memoryview(bytearray(HEAD_LIMIT_BYTES)), 0
-        while (end := bytes(head[:got]).find(b"\r\n\r\n")) < 0:
-            if got == len(head):
-                raise BadAnswer(f"an answer's head has over {HEAD_LIMIT_BYTES} bytes.")
-            more = await connection.read(head[got:], timeout_s, eager=True)
-            if not more:
-                raise BadAnswer("the connection ended without an answer.")
-            got += more
-        status, headers = parse_head(bytes(head[:end]))
-        return Answer(connection, status, headers, _length(headers), bytes(head[end + 4 : got]))
+        async with asyncio.timeout(timeout_s):  # or a byte now and then would hold us for days
+            return await _read_head(connection, timeout_s)
     except BaseException:
         connection.close()
         raise
+
+
+async def _read_head(connection: _Connection, timeout_s: float) -> Answer:
+    head, got = memoryview(bytearray(HEAD_LIMIT_BYTES)), 0
+    while (end := bytes(head[:got]).find(b"\r\n\r\n")) < 0:
+        if got == len(head):
+            raise BadAnswer(f"an answer's head has over {HEAD_LIMIT_BYTES} bytes.")
+        more = await connection.read(head[got:], timeout_s, eager=True)
+        if not more:
+            raise BadAnswer("the connection ended without an answer.")
+        got += more
+    status, headers = parse_head(bytes(head[:end]))
+    return Answer(connection, status, headers, _length(headers), bytes(head[end + 4 : got]))
 
 
 def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
