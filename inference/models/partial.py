@@ -30,8 +30,8 @@ class Partial:
 
     Resuming trusts the map if it is of this very leaf table and `.part` is exactly as old as it says. Otherwise the
     writer was killed between a write and its map (or somebody touched the file), and all the data that is there is
-    hashed again. A map that a power loss tore between two states names leaves of the older one only: bytes in it only
-    ever turn from 0 to 1, after their data was synced.
+    hashed again. A map that a power loss tore between two states names no leaf too many, since its bytes only ever
+    turn from 0 to 1, after their data was synced; leaves that it does not name are hashed if there is data.
     """
 
     def __init__(
@@ -127,14 +127,17 @@ class Partial:
     def _resume(self) -> None:
         there = os.fstat(self._fd)
         known = os.pread(self._map_fd, _HEADER_BYTES + len(self.leaves), 0)
-        expected = there.st_mtime_ns.to_bytes(_STAMP_BYTES, "big") + self._table
-        if len(known) == _HEADER_BYTES + len(self.leaves) and known[:_HEADER_BYTES] == expected:
-            for number, bit in enumerate(known[_HEADER_BYTES:]):
+        stamp, table, done = known[:_STAMP_BYTES], known[_STAMP_BYTES:_HEADER_BYTES], known[_HEADER_BYTES:]
+        if known and table != self._table:
+            # What a torn write leaves of this map must never be read as one of ours.
+            self._disk.resize(self._map_fd, 0)
+            self._disk.sync_data(self._map_fd)
+        elif stamp == there.st_mtime_ns.to_bytes(_STAMP_BYTES, "big"):
+            for number, bit in enumerate(done):
                 if bit:
                     self._mark(number)
-            return
         for number, leaf in enumerate(self.leaves):
-            if leaf.offset + leaf.length > there.st_size or not _has_data(self._fd, leaf):
+            if self.done[number] or leaf.offset + leaf.length > there.st_size or not _has_data(self._fd, leaf):
                 continue
             if leaf.matches(os.pread(self._fd, leaf.length, leaf.offset)):
                 self._mark(number)
