@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from inference.models.cid import DAG_CBOR, DAG_PB, Cid, cid_of_block
@@ -162,19 +164,25 @@ def test_a_raw_root_needs_no_walk() -> None:
         TreeWalk(raw_child(b"x")[0])
 
 
-def test_leaves_that_never_fit_the_guess_cost_one_pass_not_one_each() -> None:
-    """Tsizes that lie: every leaf is brought as a block, but no leaf makes us look at all others again."""
+@pytest.mark.parametrize("total", [7, 0])
+def test_leaves_that_grow_and_never_fit_the_guess_cost_a_few_passes_not_one_each(total: int) -> None:
+    """Tsizes that lie or are missing: many leaves are brought as blocks, none makes us look at all others again."""
     blocks: dict[Cid, bytes] = {}
     children = []
-    for n in range(3000):
-        (cid, size, _), blocks[cid] = pb_child(n.to_bytes(2, "big") * (1 + n % 50))
-        children.append((cid, size, 7))
+    for n in range(1500):
+        (cid, size, _), blocks[cid] = pb_child(bytes(1 + n))
+        children.append((cid, size, total))
     root, blocks[root] = node_of(children)
-    walk = TreeWalk(root)
-    looked = 0
-    while wanted := walk.wanted():
-        looked += len(wanted)
-        for cid in wanted:
-            walk.give(cid, blocks[cid])
-    assert looked == 3001
-    assert len(walk.leaves()) == 3000
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        walk = give_all(root, blocks)
+    finally:
+        sys.setprofile(None)
+    assert len(walk.leaves()) == 1500
+    assert calls < 1500 * 200  # 103 each; with a pass for every leaf it is 10,000
