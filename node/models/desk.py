@@ -19,7 +19,9 @@ from inference.models.cid import DAG_CBOR, parse_cid
 from inference.models.default_model import DEFAULT_NAME, ensure_default_model, shipped_manifest
 from inference.models.draft import Wishes
 from inference.models.fetch_tree import fetch_tree
+from inference.models.formats import recognise
 from inference.models.library import (
+    TrustRule,
     import_model,
     model_of,
     models_in,
@@ -27,6 +29,7 @@ from inference.models.library import (
     remove_model,
     share_model,
     sign_again,
+    trust_anyone,
 )
 from inference.models.lookalikes import check_lookalike
 from inference.models.manifest import Manifest, manifest_cid
@@ -34,7 +37,7 @@ from inference.models.origins import Origin
 from inference.models.progress import OnProgress, quiet
 from inference.models.references import LocalReference, NameReference, parse_reference
 from inference.models.store import Store, Verdict
-from inference.models.trust import check_origin, check_trust, parse_subject
+from inference.models.trust import check_origin, check_trust, is_trusted, parse_subject
 from inference.models.unixfs import PROFILES
 from market.errors import BlockInvalid, ContentUnavailable, ModelUntrusted, RequestInvalid
 from market.identity import WalletSigner
@@ -147,7 +150,7 @@ class ModelDesk:
                 await self._finder.find(cid, given=given),
                 public=public,
                 progress=progress,
-                trust=(lambda _: None) if trust else self._check_trust_of(cid),
+                trust=trust_anyone if trust else await self._trust_rule(cid),
                 more=self._places.range_sources,
                 blame=self._finder.blame,
             )
@@ -166,6 +169,9 @@ class ModelDesk:
         sources: Sequence[ContentSource] = await self._finder.find(cid, given=given)
         files = await fetch_tree(self._store, cid, sources, progress=progress)
         paths = {name: await self._store.checked_path(root) for name, root in files.items()}
+        if list(paths) == [cid]:  # a bare file has no name of its own: its bytes say what it is
+            kind = await self._store.in_thread(recognise, paths[cid], cid)
+            paths = {f"model.{kind}": paths[cid]}
         made = await import_model(
             self._store, paths, self._wallet, source=f"ipfs://{cid}", wishes=wishes, public=public
         )
@@ -349,19 +355,17 @@ class ModelDesk:
     def _trusted(self) -> frozenset[str]:
         return frozenset(parse_subject(entry) for entry in self._choices.all("trust"))
 
-    def _check_trust_of(self, cid: str) -> Any:
+    async def _trust_rule(self, cid: str) -> TrustRule:
         """The check of one manifest: its creator, or a catalog that is followed, must stand for it."""
+        known = await self.view.trusted_models()
 
         def check(manifest: Manifest) -> None:
             if any(entry.manifest == cid for _, entry in self.catalogs.entries()):
                 return
-            check_lookalike(manifest.name, manifest.creator, self.view.trusted_models())
-            check_trust(
-                manifest,
-                trusted=self._trusted(),
-                own_wallet=self._wallet.address,
-                shipped_creator=self.view.shipped_creator,
-            )
+            rule = {"own_wallet": self._wallet.address, "shipped_creator": self.view.shipped_creator}
+            if not is_trusted(manifest.creator, trusted=self._trusted(), **rule):
+                check_lookalike(manifest.name, manifest.creator, known)
+            check_trust(manifest, trusted=self._trusted(), **rule)
 
         return check
 

@@ -7,7 +7,6 @@ Fetches nothing itself. What a source sends is hashed by `inference.models.fetch
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from inference.models.kubo import Kubo
 from inference.models.routers import find_gateways
 from inference.models.sources import HttpSource
 from inference.models.web_client import Web
-from market.errors import ContentUnavailable, EncodingInvalid, OctoError, PeerError, RequestInvalid
+from market.errors import ContentUnavailable, EncodingInvalid, OctoError, RequestInvalid
 from market.identity import PeerId
 from market.offer import CheckedOffer, Offer
 from market.ports import Clock, ContentSource
@@ -79,15 +78,14 @@ class SourceFinder:
         return sources
 
     async def find(self, cid: str, *, given: Sequence[str] = ()) -> list[ContentSource]:
-        """Everyone who may have a root CID. `given` are addresses that the user named: they come first, and alone
-        suffice. Raises ContentUnavailable if there is nobody to ask, RequestInvalid for an address that is none.
+        """Everyone who may have a root CID. `given` are addresses that the user named: then they alone.
+
+        Raises ContentUnavailable if there is nobody to ask, RequestInvalid for an address that is none.
         """
-        sources = [await self._given(address) for address in given]
-        sources += self.on_offer(cid)
-        if not sources:
-            sources += await self._from_dht(cid)
-        if not given:
-            sources += await self._from_elsewhere(cid)
+        if given:
+            return [await self._given(address) for address in given]
+        elsewhere = await self._from_elsewhere(cid)
+        sources = [*await self._from_peers(cid, patient=not elsewhere), *elsewhere]
         if not sources:
             raise ContentUnavailable(
                 f"nobody is known who has {cid}.",
@@ -127,13 +125,21 @@ class SourceFinder:
 
         return ask
 
-    async def _from_dht(self, cid: str) -> list[ContentSource]:
+    async def _from_peers(self, cid: str, *, patient: bool) -> list[ContentSource]:
+        """Who offers it; else whom the DHT names. A node that has just joined hears of offers and fills its routing
+        table within seconds: `patient` waits for that."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + LOOKUP_S
+        while True:
+            found = self.on_offer(cid) or await self._from_dht(cid, max(1.0, deadline - clock()))
+            if found or not patient or clock() >= deadline:
+                return found
+            await asyncio.sleep(0.5)
+
+    async def _from_dht(self, cid: str, timeout_s: float) -> list[ContentSource]:
         """Peers that the DHT names; each was pinged, and its offer, if it has one, says where it listens."""
-        peers: Sequence[PeerId] = ()
-        with contextlib.suppress(PeerError):
-            peers = await self._mesh.find_providers(cid, timeout_s=LOOKUP_S)
         sources: list[ContentSource] = []
-        for peer in peers:
+        for peer in await self._mesh.find_providers(cid, timeout_s=timeout_s):
             if self._is_blamed(peer):
                 continue
             offer = next((c.offer for c in self._offers() if c.offer.peer == peer), None)

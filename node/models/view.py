@@ -12,6 +12,7 @@ from typing import Any
 from inference.hardware import Hardware
 from inference.models.catalog import Catalog, CatalogEntry, entry_of
 from inference.models.compatibility import EngineKind, compatibility, machine_of
+from inference.models.default_model import DEFAULT_NAME
 from inference.models.library import WITHOUT_WEIGHTS, model_of, models_in
 from inference.models.lookalikes import KnownModel, lookalike_of
 from inference.models.manifest import Manifest, read_manifest
@@ -54,7 +55,6 @@ class ModelView:
         self._offered = offered
         self._running = running
         self._entries = entries
-        self._seen: list[KnownModel] = []
 
     # ---- what is here ----
 
@@ -124,7 +124,7 @@ class ModelView:
                 **asdict(entry),
                 "model": entry.manifest,
                 "where": found[entry.manifest][1],
-                **self._about(entry.name, found[entry.manifest][2]),
+                **await self._about(entry.name, found[entry.manifest][2]),
             }
             for entry in listed
         ]
@@ -137,7 +137,7 @@ class ModelView:
         manifests = await self._manifests()
         if name in manifests:
             return name
-        wanted, _, version = name.partition("@")
+        wanted, _, version = (DEFAULT_NAME if name == "default" else name).partition("@")
         whole = await models_in(self._store)
         found = [
             (self._trusts(manifest.creator), cid in whole, _version(manifest), cid)
@@ -178,9 +178,14 @@ class ModelView:
     def is_pinned(self, cid: str) -> bool:
         return cid in self._choices.all("pins")
 
-    def trusted_models(self) -> Sequence[KnownModel]:
-        """What a stranger's name is compared with; as of the last look at the store."""
-        return [model for model in self._seen if self._trusts(model.creator)]
+    async def trusted_models(self) -> Sequence[KnownModel]:
+        """What a stranger's name is compared with: the models here of creators who are believed, and the default."""
+        known = [
+            KnownModel(name=manifest.name, creator=manifest.creator)
+            for manifest in (await self._manifests()).values()
+            if self._trusts(manifest.creator)
+        ]
+        return [*known, KnownModel(name=DEFAULT_NAME, creator=self.shipped_creator)]
 
     def address_text(self, address: bytes) -> str:
         return address_text(address)
@@ -189,8 +194,8 @@ class ModelView:
         trusted = {parse_subject(entry) for entry in self._choices.all("trust")}
         return is_trusted(creator, trusted=trusted, own_wallet=self._own_wallet, shipped_creator=self.shipped_creator)
 
-    def _about(self, name: str, creator: bytes) -> dict[str, Any]:
-        known = None if self._trusts(creator) else lookalike_of(name, creator, self.trusted_models())
+    async def _about(self, name: str, creator: bytes) -> dict[str, Any]:
+        known = None if self._trusts(creator) else lookalike_of(name, creator, await self.trusted_models())
         return {
             "creator": address_text(creator),
             "creator_is": self._creator_is(creator),
@@ -222,7 +227,7 @@ class ModelView:
             "running": self.is_running(cid),
             "pinned": self.is_pinned(cid),
             "last_used_ms": max((file.last_used_ms for file in here), default=0),
-            **self._about(manifest.name, manifest.creator),
+            **await self._about(manifest.name, manifest.creator),
         }
 
     async def _manifests(self) -> Mapping[str, Manifest]:
@@ -233,7 +238,6 @@ class ModelView:
                 found[cid] = await self._store.in_thread(read_manifest, block)
             except EncodingInvalid:
                 continue
-        self._seen = [KnownModel(name=manifest.name, creator=manifest.creator) for manifest in found.values()]
         return found
 
 
