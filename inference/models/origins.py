@@ -82,7 +82,8 @@ def open_origin(reference: Reference, *, web: Web, endpoint: str = HUB, token: T
 def range_source(
     reference: Reference, name: str, root: str, *, web: Web, endpoint: str = HUB, token: Token = no_token
 ) -> ContentSource | None:
-    """The place that a manifest names as its source, as one more source of ranges of the file `name` with CID `root`.
+    """The place that a manifest names as its source, as one more source of ranges of the file `name` (as its
+    OriginFile said) with CID `root`.
 
     None if it has no ranges to give: a wheel is packed, a path was another machine's. A manifest is a stranger's
     word, so that only public addresses are asked, apart from the endpoint that the owner of this node has set.
