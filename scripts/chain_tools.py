@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pip_settings import pip_environment
@@ -28,14 +29,14 @@ INPUTS = ("contracts/package.json", "contracts/package-lock.json", "requirements
 OLDEST = 20  # Foundry's packages say so, and npm leaves them out without a word on an older one
 
 
-def node_of_path() -> Path | None:
+def node_of_path(oldest: int = OLDEST) -> Path | None:
     """The `node` of PATH, if it is new enough and has npm beside it."""
     node = shutil.which("node")
     if node is None or shutil.which("npm") is None:
         return None
     said = subprocess.run([node, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     major = said.stdout.strip().removeprefix("v").split(".")[0]
-    return Path(node) if major.isdigit() and int(major) >= OLDEST else None
+    return Path(node) if major.isdigit() and int(major) >= oldest else None
 
 
 def node_of_wheel() -> Path:
@@ -44,7 +45,7 @@ def node_of_wheel() -> Path:
     if not node.exists():
         shutil.rmtree(WHEEL, ignore_errors=True)
         run_step(
-            "Fetching Node.js, which runs the Solidity compiler (60 MB)",
+            "Fetching Node.js (60 MB)",
             [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "--only-binary", ":all:",
              "--target", WHEEL, "-r", ROOT / "requirements/node.txt"],
             log=LOGS / "pip-node.log",
@@ -57,6 +58,17 @@ def node_of_wheel() -> Path:
 def npm_of(node: Path) -> list[str | Path]:
     cli = node.parent.parent / "lib/node_modules/npm/bin/npm-cli.js"
     return [node, cli] if WHEEL in node.parents else ["npm"]
+
+
+def npm_ci(title: str, node: Path, folder: Path, *options: str, log: Path, usually: str) -> None:
+    """What `folder`'s lock file says, into its node_modules; no package's script runs."""
+    run_step(
+        title,
+        [*npm_of(node), "ci", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund", *options],
+        log=log,
+        env={**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
+        usually=usually,
+    )
 
 
 def wanted_stamp() -> str:
@@ -73,21 +85,22 @@ def install() -> None:
     BIN.mkdir(parents=True, exist_ok=True)
     (BIN / "node").unlink(missing_ok=True)
     (BIN / "node").symlink_to(node)
-    run_step(
+    npm_ci(
         "Installing the chain's tools: solc, OpenZeppelin, forge, anvil (200 MB)",
-        [*npm_of(node), "ci", "--prefix", FOLDER, "--ignore-scripts", "--no-audit", "--no-fund"],
+        node,
+        FOLDER,
         log=LOGS / "npm-ci.log",
-        env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"},
         usually="5 to 60 s",
     )
     STAMP.write_text(wanted_stamp())
 
 
-def main() -> int:
+def in_turn(lock_file: Path, is_ready: Callable[[], bool], install: Callable[[], None]) -> int:
+    """Installs what is not there yet, one process at a time; returns an exit code."""
     if is_ready():
         return 0
     LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / "chain-tools.lock").open("w") as lock:
+    with lock_file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_ready():
             return 0
@@ -103,4 +116,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(in_turn(LOGS / "chain-tools.lock", is_ready, install))
