@@ -61,14 +61,11 @@ class BlockServer:
     async def _serve(self, peer: PeerId, stream: INetStream) -> None:
         limits = self._limits
         with _counted(self._open, peer):
-            if (
-                self._open[peer] > 4 * limits.content_streams_per_peer
-                or self._open.total() > 4 * limits.content_streams
-            ):
-                return
-            # Whoever is refused takes no seat: a flood of one peer leaves room for the others.
             if self._seated[peer] >= limits.content_streams_per_peer or self._seated.total() >= limits.content_streams:
-                await _refuse(stream, BUSY)
+                # Whoever is refused takes no seat: a flood of one peer leaves room for the others.
+                refused = self._open.total() - self._seated.total()
+                if self._open[peer] <= 4 * limits.content_streams_per_peer and refused <= 2 * limits.content_streams:
+                    await _refuse(stream, BUSY)
                 return
             with _counted(self._seated, peer):
                 try:

@@ -32,6 +32,7 @@ from p2p.providers import ProviderRecords
 from p2p.search import Search
 
 _RETRY_S = 60.0
+_PASSED = 32
 _SETTLED_AFTER = 3  # paces; who only passes by in a look-up of its own has left by then
 
 _log = structlog.get_logger()
@@ -129,16 +130,20 @@ class Dht:
     # ---- publishing -------------------------------------------------------------------------------
 
     async def _publish(self) -> None:
+        passed: set[PeerId] = set()
         while True:
             now_s = time.monotonic()
             root = next((each for each in self._roots.values() if self._is_wanting(each, now_s)), None)
+            if root is None or len(passed) > _PASSED:
+                self._hang_up(passed)
+                passed = set()
             if root is None:
                 due_s = min((each.due_s for each in self._roots.values()), default=float("inf"))
                 with trio.move_on_after(max(1.0, due_s - now_s)):
                     await self._news.wait()
                 self._news = trio.Event()
                 continue
-            await self._tell(root, now_s)
+            await self._tell(root, now_s, passed)
             await trio.sleep(self._limits.dht_pace_s)  # servers count: a root after the other
 
     def _is_wanting(self, root: _Root, now_s: float) -> bool:
@@ -151,10 +156,9 @@ class Dht:
     def _untold(self, root: _Root) -> list[Known]:
         return [known for known in self._contacts.nearest(root.key) if known.peer not in root.told]
 
-    async def _tell(self, root: _Root, now_s: float) -> None:
+    async def _tell(self, root: _Root, now_s: float, visited: set[PeerId]) -> None:
         """Give the record to those close to the key: all of them when it is due, else those that are new."""
         is_due = root.due_s <= now_s
-        visited: set[PeerId] = set()
         if is_due:
             root.due_s = now_s + _RETRY_S
             root.told.clear()
@@ -171,7 +175,6 @@ class Dht:
                 _log.debug("p2p.dht_record_refused", peer=known.peer, error=error.code)
         if is_due and kept:
             root.due_s = now_s + self._limits.dht_republish_s * random.uniform(0.9, 1.1)  # noqa: S311
-        self._hang_up(visited)
         _log.debug("p2p.dht_provided", key=root.key.hex(), peers=kept)
 
     def _own_endpoints(self) -> tuple[Endpoint, ...]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from libp2p.abc import INetStream
+from libp2p.network.stream.exceptions import StreamEOF
 
 from market.errors import EncodingInvalid
 
 
 async def read_some(stream: INetStream, limit_bytes: int) -> bytes:
     """1 to `limit_bytes` bytes; raises EOFError at the end, and what libp2p raises for a dead stream."""
-    data = bytes(await stream.read(limit_bytes))
+    try:
+        data = bytes(await stream.read(limit_bytes))
+    except StreamEOF:
+        raise EOFError from None
     if not data:
         raise EOFError
     return data

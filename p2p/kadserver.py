@@ -69,6 +69,8 @@ class KadServer:
                 if answer is None:
                     return
                 await stream.write(kad_frame(answer))
+        except EOFError:
+            return
         except EncodingInvalid as error:
             _log.debug("p2p.dht_refused", peer=peer, reason=error.message)
         finally:
