@@ -53,8 +53,8 @@ class Checker:
             stamp = stamp_of(os.fstat(descriptor))
             wrong = count_wrong(descriptor, leaves, watch)
         if wrong or stamp.size_bytes != row.stamp.size_bytes:
+            _log.error("model_file_wrong", cid=root, wrong_blocks=wrong, blocks=len(leaves))
             self._put_aside(root, stamp)
-            _log.error("model_file_quarantined", cid=root, wrong_blocks=wrong)
             raise BlockInvalid(
                 f"The stored file {root} was damaged or changed: {wrong} of {len(leaves)} blocks do not hash.",
                 next_step="It was moved to quarantine; pull or add the model again."
@@ -105,6 +105,7 @@ class Checker:
                 path.replace(self._folders.quarantine / f"{root}.{secrets.token_hex(4)}")
                 self._index.drop_file(root)
                 drop_dead_views(self._folders)
+                _log.warning("model_file_quarantined", cid=root)
 
 
 def not_here(cid: str) -> ContentUnavailable:
