@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,13 +285,28 @@ def test_a_graph_of_endless_fields_is_given_up(put: Put) -> None:
         inspect_file(put("m.onnx", onnx_bytes(more=proto(3, 1) * 700_000)))
 
 
-def test_archives_and_headers_that_claim_much_cost_little_memory(put: Put) -> None:
+def test_an_archive_of_too_many_members_is_not_listed(put: Put) -> None:
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        archive.writestr("archive/data.pkl", PICKLE)
+    data = memory.getvalue()
+    start, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    member, last = data[start:end], bytearray(data[end:])
+    copies = (5 << 20) // len(member)  # a sound list of 5 MiB
+    last[8:16] = struct.pack("<HHI", copies % 65536, copies % 65536, copies * len(member))
+    with pytest.raises(ModelFileInvalid, match="oversized zip archive"):
+        inspect_file(put("m.pt", data[:start] + member * copies + bytes(last)))
+    few = bytearray(data[end:])
+    few[8:16] = struct.pack("<HHI", 9, 9, 9 * len(member))
+    assert inspect_file(put("few.pt", data[:start] + member * 9 + bytes(few))).format == Format.PYTORCH
+
+
+def test_headers_that_claim_much_cost_little_memory(put: Put) -> None:
     archive = bytearray(torch_zip())
     end = archive.rindex(b"PK\x05\x06")
     archive[end + 12 : end + 20] = struct.pack("<II", 1 << 31, 0)  # a list of members of 2 GiB
-    wide = b"PK\x03\x04" + bytes(6 << 20) + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 9, 9, 6 << 20, 4, 0)
     deep = json.dumps({"__metadata__": {}}).encode().ljust(1 << 20) + b"["
-    for name, data in [("b.pt", bytes(archive)), ("c.pt", wide), ("d.safetensors", safetensors_bytes(deep))]:
+    for name, data in [("b.pt", bytes(archive)), ("d.safetensors", safetensors_bytes(deep))]:
         path = put(name, data)
         tracemalloc.start()
         with pytest.raises(ModelFileInvalid):
