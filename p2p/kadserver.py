@@ -81,7 +81,7 @@ class KadServer:
     def _answer(self, peer: PeerId, message: KadMessage) -> KadMessage | None:
         """None ends the stream: what was asked is not to be had."""
         is_add = message.kind == "ADD_PROVIDER"
-        if not self._may_ask(peer, is_add=is_add):
+        if not self._may_ask(peer, is_add=is_add) or (not message.key and message.kind != "PING"):
             return None
         self._met(peer)
         now_s = time.monotonic()

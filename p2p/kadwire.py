@@ -39,7 +39,7 @@ _KINDS: dict[int, Kind] = {
 
 @value
 class KadMessage:
-    """A question or an answer: both have the same shape."""
+    """A question or an answer: both have the same shape. Answers need not repeat the key."""
 
     kind: Kind
     key: bytes = b""
@@ -67,8 +67,8 @@ def parse_kad(body: bytes) -> KadMessage:
     kind = _KINDS.get(plain.type)
     if kind is None:
         raise EncodingInvalid(f"Kademlia messages of type {plain.type} are not served here.")
-    if kind != "PING" and not 0 < len(plain.key) <= _KEY_LIMIT_BYTES:
-        raise EncodingInvalid(f"a key of {len(plain.key)} bytes; it may hold 1 to {_KEY_LIMIT_BYTES}.")
+    if len(plain.key) > _KEY_LIMIT_BYTES:
+        raise EncodingInvalid(f"a key of {len(plain.key)} bytes; {_KEY_LIMIT_BYTES} is the limit.")
     return KadMessage(
         kind=kind, key=bytes(plain.key), closer=_peers(plain.closerPeers), providers=_peers(plain.providerPeers)
     )
