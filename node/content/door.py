@@ -88,8 +88,6 @@ class Door:
         """Count a connection; False if there is no room for it (then it is not counted)."""
         limits, total = self._limits, self._connections.total()
         if self._connections[visitor] >= limits.connections or total >= limits.connections_total:
-            if not self._connections[visitor]:
-                del self._connections[visitor]
             return False
         self._connections[visitor] += 1
         return True

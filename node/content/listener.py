@@ -92,7 +92,7 @@ class Content:
             return refuse(400, f"{error}\n")
         except (ContentUnavailable, BlockInvalid):
             if "only-if-cached" in request.headers.get("Cache-Control", ""):
-                return refuse(412, _NOT_HERE)
+                return refuse(412, "")
             return refuse(404, _NOT_HERE)
         except Exception:
             log.exception("content_request_failed")

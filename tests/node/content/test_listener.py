@@ -14,6 +14,9 @@ import pytest
 from inference.models.cid import DAG_PB, Cid, cid_of_block, parse_cid
 from inference.models.store import Store
 from inference.models.unixfs import PROFILE_CLASSIC
+from market.errors import NodeMisconfigured
+from node.content.listener import Content
+from node.content.site import open_content
 from tests.inference.models.store_kit import put
 from tests.node.content.kit import ABSENT, DATA, LEAF, MIB, add_folder, ask, listening
 
@@ -223,6 +226,14 @@ async def test_curl_resumes_a_download(store: Store, tmp_path: Path) -> None:
         command = ["curl", "-sf", "-C", "-", "-o", str(target), f"{url}/ipfs/{root}"]
         await anyio.to_thread.run_sync(lambda: subprocess.run(command, check=True, timeout=30))
     assert target.read_bytes() == DATA
+
+
+async def test_a_port_that_is_taken_is_named_with_its_setting(store: Store) -> None:
+    async with listening(store) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(NodeMisconfigured, match=r"content\.port"):
+            async with open_content(Content(store), host="127.0.0.1", ports=(port,)):
+                pass
 
 
 async def test_every_block_of_a_dag_is_served_under_its_own_cid(store: Store, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import uvloop
 
 from inference.models.store import Store
 from tests.inference.models.store_kit import put, seeded
-from tests.node.content.kit import DATA, MIB, ask, connected, listening, read_answer
+from tests.node.content.kit import DATA, LEAF, MIB, ask, connected, listening, read_answer
 
 BIG = seeded(24 * MIB)
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -46,6 +46,34 @@ def test_files_come_whole_and_in_order_on_every_loop(
                         assert (await read_answer(reader)).body == b"tiny"
             while open_files() > before:
                 await asyncio.sleep(0.02)
+        store.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scenario())
+
+
+@LOOPS
+def test_a_file_does_not_overtake_what_a_slow_reader_has_not_yet_taken(
+    tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """After a block the transport still holds up to 64 KiB of it when the next request is answered."""
+
+    async def scenario() -> None:
+        store = Store(tmp_path / "models")
+        root = await put(store, tmp_path, DATA, public=True)
+        async with listening(store) as url, asyncio.timeout(60):
+            with _small_reader(url) as reader:
+                running = asyncio.get_running_loop()
+                asked = [f"/ipfs/{LEAF}?format=raw", f"/ipfs/{root}"] * 2
+                sent = "\r\n".join(f"GET {target} HTTP/1.1\r\nHost: x\r\n" for target in asked)
+                await running.sock_sendall(reader, f"{sent}Connection: close\r\n\r\n".encode())
+                got = bytearray()
+                while piece := await running.sock_recv(reader, 4096):
+                    got += piece
+            for body in (DATA[:MIB], DATA) * 2:
+                start = got.index(b"\r\n\r\n") + 4
+                assert got[start : start + len(body)] == body
+                del got[: start + len(body)]
         store.close()
 
     with asyncio.Runner(loop_factory=loop) as runner:
