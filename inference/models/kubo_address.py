@@ -64,7 +64,7 @@ def _inside(host: str) -> bool:
     except ValueError:
         return host == "localhost"
     if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address  # before Python 3.11.9 every mapped address counts as private
+        address = address.ipv4_mapped or address  # else ::ffff:0.0.0.0 would be something
     return (address.is_private or address.is_loopback) and not address.is_unspecified
 
 

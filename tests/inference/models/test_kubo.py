@@ -241,6 +241,7 @@ def test_where_an_rpc_may_live(text: str, url: str) -> None:
         ("http://[::ffff:8.8.8.8]:5001", "in the open"),
         ("http://[2606:4700::1]:5001", "in the open"),
         ("http://0.0.0.0:5001", "in the open"),
+        ("http://[::ffff:0.0.0.0]:5001", "in the open"),
         ("/ip4/127.0.0.1/tcp/5001", "not a URL"),
         ("127.0.0.1:5001", "not a URL"),
         ("ftp://127.0.0.1", "not a URL"),
