@@ -72,7 +72,7 @@ class Intake:
         """A file whose bytes are on the disk becomes the store's, unless it was here already: then `path` goes."""
         # The row goes first: a crash in between leaves a row without a file, which the store sees through, and a
         # whole part that the next pull only has to rename. mtime and inode outlive a rename.
-        with locked(self._folders.lock):
+        with locked(self._folders.lock), disk_errors(row.stamp.size_bytes):
             if self._keep(row.root, row.public):
                 self._disk.remove(path)
                 return
