@@ -35,7 +35,14 @@ Random = Callable[[int], bytes]
 @value
 class Job:
     """`prompt` token ids to continue. Generation ends at any of `end_tokens` (not emitted) or after
-    `max_tokens`. A lower `priority` number is admitted first."""
+    `max_tokens`. A lower `priority` number is admitted first, and takes a place from a higher one; its own
+    tokens do not change if that happens to it.
+
+    `client` is who asks: within a priority, clients take turns, each by what it asked for divided by `weight`.
+    `deadline_s` is how long it may wait to be admitted, 0 for ever. Jobs of one `scope` may reuse one another's
+    prefilled prompt; with "" a job reuses nothing and leaves nothing. `logprobs` asks for so many (0 to 20)
+    alternatives beside each token. `grammar` is GBNF, or a JSON schema if it starts with "{": the text must match.
+    """
 
     task: TaskId
     prompt: tuple[int, ...]
@@ -43,24 +50,44 @@ class Job:
     max_tokens: int
     end_tokens: frozenset[int]
     priority: int = 0
+    client: str = ""
+    weight: int = 1
+    deadline_s: float = 0.0
+    scope: str = ""
+    logprobs: int | None = None
+    grammar: str = ""
+
+
+@value
+class TokenLogprobs:
+    """Natural log probabilities under the model's own distribution, before bias, penalties, grammar and temperature:
+    of the token drawn, and of the most likely ones (token, logprob), best first, equals by lowest id."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @value
 class Generated:
-    """Tokens since the last one; `finish` is set on the last item only."""
+    """Tokens since the last one; `finish` is set on the last item only. `logprobs` is one for each token if the job
+    asked. `cached`, on the first item, is how many prompt tokens were taken from an earlier job's work."""
 
     tokens: tuple[int, ...]
     finish: Literal["", "stop", "length"] = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    cached: int = 0
 
 
 @value
 class EngineInfo:
     """`name` is the engine class that a replay needs, like `llama.cpp/0.3.36/cpu-avx512/q4_0`.
-    `context` is tokens per slot."""
+    `context` is tokens per slot. `features` says what of a Job it heeds beyond the plain: "prefix", "logprobs",
+    "grammar", "preempt"; one that lacks a feature refuses jobs that cannot do without it."""
 
     name: str
     context: int
     slots: int
+    features: frozenset[str] = frozenset()
 
 
 @value
