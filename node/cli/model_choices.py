@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from node.cli.options import data_dir_option, json_option
-from node.cli.own_node import open_node_to_ask
+from node.cli.options import data_dir_option, json_option, open_node_to_ask
 
 
 @click.command("trust")

@@ -13,8 +13,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from node.cli.model_choices import catalog, pin, trust
-from node.cli.options import data_dir_option, json_option
-from node.cli.own_node import open_node_to_ask
+from node.cli.options import data_dir_option, json_option, open_node_to_ask
 from node.cli.transfer import follow
 
 _LONG_S = 60.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from node.cli.remote import Remote
     from node.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,3 +52,10 @@ def settings_of(data_dir: Path | None) -> Settings:
     from node.config import load_settings
 
     return load_settings(overrides={"data_dir": data_dir})
+
+
+def open_node_to_ask(data_dir: Path | None, *, join: Sequence[str] = ()) -> AbstractContextManager[Remote]:
+    """The running node, or one for the length of a command; see `node.cli.own_node`, which is loaded only now."""
+    from node.cli import own_node
+
+    return own_node.open_node_to_ask(data_dir, join=join)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from node.cli.exits import NodeAnswered
-from node.cli.show import printable, screen, size, span
 
 
 def follow(events: Iterable[Mapping[str, Any]], *, doing: str, as_json: bool) -> dict[str, Any]:
     """Read a stream of `{"progress": …}` until `{"done": …}` and return what was done."""
+    from node.cli.show import printable, screen
+
     err = screen(stderr=True)
     if as_json or not err.is_terminal:
         for event in events:
@@ -34,6 +35,8 @@ def follow(events: Iterable[Mapping[str, Any]], *, doing: str, as_json: bool) ->
 
 def _told(progress: Mapping[str, Any]) -> str:
     """`54.1 MB of 92.0 MB, 120.4 MB/s, 2 sources, 1 s left`"""
+    from node.cli.show import size, span
+
     done, total = progress["done_bytes"], progress["total_bytes"]
     parts = [f"{size(done)} of {size(total)}" if total else size(done)]
     if progress["rate_bytes_per_s"]:

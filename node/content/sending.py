@@ -55,7 +55,8 @@ async def send(
             if writer is None or request.transport is None:
                 raise ConnectionResetError("the reader has gone")
             async with _quiet(request.transport, writer, patience_s) as own:
-                await _send_file(own, reply, in_thread, patience_s)
+                span = reply.start, reply.stop
+                await send_span(own, reply.file.fileno(), span, in_thread=in_thread, patience_s=patience_s)
         async with asyncio.timeout(patience_s):
             await response.write_eof()
     except (ConnectionError, TimeoutError):
@@ -84,17 +85,19 @@ async def _quiet(transport: asyncio.Transport, writer: AbstractStreamWriter, pat
         transport.set_write_buffer_limits()
 
 
-async def _send_file(own: int, reply: Reply, in_thread: InThread, patience_s: float) -> None:
-    assert reply.file is not None
-    loop, file = asyncio.get_running_loop(), reply.file.fileno()
-    stamp = _stamp(file)
-    at = counted = reply.start
-    due = loop.time() + patience_s
-    while at < reply.stop:
-        at = await in_thread(_push, own, file, stamp, at, reply.stop)
+async def send_span(
+    own: int, file: int, span: tuple[int, int], *, in_thread: InThread, patience_s: float = PATIENCE_S
+) -> None:
+    """From the file to the socket `own`, which does not block. Raises TimeoutError for a reader that is too slow, and
+    ConnectionError for one that has gone, or a file that changed."""
+    loop, stamp = asyncio.get_running_loop(), _stamp(file)
+    (at, stop), due = span, loop.time() + patience_s
+    counted = at
+    while at < stop:
+        at = await in_thread(_push, own, file, stamp, at, stop)
         if at - counted >= _LEAST_BYTES:
             counted, due = at, loop.time() + patience_s
-        if at < reply.stop:
+        if at < stop:
             async with asyncio.timeout_at(due):
                 await _writable(loop, own)
 

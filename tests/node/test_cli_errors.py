@@ -13,7 +13,7 @@ from node.cli import main
 from node.cli.exits import FAILED, NOBODY, NOT_RUNNING, USAGE, NodeAnswered, NodeNotRunning, code_of
 
 ROOT = Path(__file__).resolve().parents[2]
-ASKING = ["status", "offers", "peers", "wallet", "models list", "models show default", "receipts list", "chat hello"]
+ASKING = ["status", "offers", "peers", "wallet", "receipts list", "chat hello"]
 
 
 @pytest.mark.parametrize("command", ASKING)

@@ -31,17 +31,17 @@ async def test_without_any_key_it_stays_a_401(api: str, path: str) -> None:
         assert response.status == 401
 
 
-async def test_no_route_that_moves_money_was_forgotten(http: Any, node: Any) -> None:
-    """Every route beside OpenAI's that is no GET belongs to the owner."""
-    paths = {
-        route.resource.canonical
+async def test_every_route_beside_openais_that_is_no_get_belongs_to_the_owner(http: Any, node: Any) -> None:
+    changing = {
+        (route.method, route.resource.canonical)
         for route in create_api(node).router.routes()
         if route.resource is not None and route.method not in ("GET", "HEAD")
     }
-    others = {path for path in paths if not path.endswith("/chat/completions")}
-    assert len(others) == len(MOVING)
-    for path in others:
-        async with http.post(path.replace("{id}", "ab" * 32)) as response:
+    others = {(method, path) for method, path in changing if path.startswith("/api/")}
+    assert len(others) >= len(MOVING) + 9
+    for method, path in others:
+        named = path.replace("{id}", "ab" * 32).replace("{kind}", "trust").replace("{model}", "default")
+        async with http.request(method, named) as response:
             assert response.status == 403, path
 
 

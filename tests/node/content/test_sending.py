@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from inference.models.store import Store
+from node.content.sending import send_span
 from tests.inference.models.store_kit import put, seeded
 from tests.node.content.kit import DATA, LEAF, MIB, ask, connected, listening, read_answer
 
@@ -56,7 +57,7 @@ def test_files_come_whole_and_in_order_on_every_loop(
 def test_a_file_does_not_overtake_what_a_slow_reader_has_not_yet_taken(
     tmp_path: Path, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """After a block the transport still holds up to 64 KiB of it when the next request is answered."""
+    """When the kernel's buffer is full, the transport still holds the end of a block as the next answer begins."""
 
     async def scenario() -> None:
         store = Store(tmp_path / "models")
@@ -64,13 +65,14 @@ def test_a_file_does_not_overtake_what_a_slow_reader_has_not_yet_taken(
         async with listening(store) as url, asyncio.timeout(60):
             with _small_reader(url) as reader:
                 running = asyncio.get_running_loop()
-                asked = [f"/ipfs/{LEAF}?format=raw", f"/ipfs/{root}"] * 2
-                sent = "\r\n".join(f"GET {target} HTTP/1.1\r\nHost: x\r\n" for target in asked)
-                await running.sock_sendall(reader, f"{sent}Connection: close\r\n\r\n".encode())
+                block = f"GET /ipfs/{LEAF}?format=raw HTTP/1.1\r\nHost: x\r\n\r\n"
+                part = f"GET /ipfs/{root} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-99\r\n\r\n"
+                last = "GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                await running.sock_sendall(reader, ((block + part) * 24 + last).encode())
                 got = bytearray()
-                while piece := await running.sock_recv(reader, 4096):
+                while piece := await running.sock_recv(reader, 16 * 1024):
                     got += piece
-            for body in (DATA[:MIB], DATA) * 2:
+            for body in (DATA[:MIB], DATA[:100]) * 24:
                 start = got.index(b"\r\n\r\n") + 4
                 assert got[start : start + len(body)] == body
                 del got[: start + len(body)]
@@ -78,6 +80,27 @@ def test_a_file_does_not_overtake_what_a_slow_reader_has_not_yet_taken(
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(scenario())
+
+
+async def test_progress_that_never_adds_up_is_no_progress(tmp_path: Path) -> None:
+    """The socket's own buffer is small here, so that every few bytes that a reader takes are felt at once."""
+    (tmp_path / "file").write_bytes(DATA)
+    to, reader = socket.socketpair()
+    to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    async def drip() -> None:
+        while True:
+            reader.recv(1024)
+            await asyncio.sleep(0.01)
+
+    with to, reader, (tmp_path / "file").open("rb") as file:
+        to.setblocking(False)
+        dripping = asyncio.ensure_future(drip())
+        async with asyncio.timeout(20):
+            with pytest.raises(TimeoutError):
+                span = 0, len(DATA)
+                await send_span(to.fileno(), file.fileno(), span, in_thread=asyncio.to_thread, patience_s=0.5)
+        dripping.cancel()
 
 
 @LOOPS
