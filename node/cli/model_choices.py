@@ -11,7 +11,7 @@ import click
 from node.cli.options import data_dir_option, json_option, open_node_to_ask
 
 
-@click.command("trust")
+@click.command("trust", short_help="Whom to believe.")
 @click.argument("creator", required=False)
 @click.option("--remove", is_flag=True, help="Trust it no longer.")
 @data_dir_option
@@ -21,7 +21,7 @@ def trust(creator: str | None, remove: bool, data_dir: Path | None, as_json: boo
     _choose("trust", creator, remove=remove, data_dir=data_dir, as_json=as_json, empty="Nobody but this node itself.")
 
 
-@click.command("pin")
+@click.command("pin", short_help="What to keep and serve.")
 @click.argument("model", required=False)
 @click.option("--remove", is_flag=True, help="Keep it no longer; the files stay until their room is needed.")
 @data_dir_option

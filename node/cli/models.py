@@ -45,7 +45,7 @@ def _named(command: Any) -> Any:
     return command
 
 
-@models.command("list")
+@models.command("list", short_help="Models here, and models on offer.")
 @click.option("--here", is_flag=True, help="Only what lies on this machine.")
 @data_dir_option
 @json_option
@@ -93,7 +93,7 @@ def _print_offered(offered: Sequence[Mapping[str, Any]]) -> None:
     screen().print(table(*columns, rows=rows, right=("CONTEXT", "IN", "OUT", "PROVIDERS")))
 
 
-@models.command("show")
+@models.command("show", short_help="One model: files, creator, where it runs.")
 @click.argument("name")
 @data_dir_option
 @json_option
@@ -110,7 +110,7 @@ def show_model(name: str, data_dir: Path | None, as_json: bool) -> None:
         print_model(model)
 
 
-@models.command("pull")
+@models.command("pull", short_help="Bring a model here.")
 @click.argument("reference")
 @click.option("--from", "sources", multiple=True, metavar="ADDR",
               help="Pull from here and nowhere else: http://IP:PORT, a multiaddr, an https:// gateway.")  # fmt: skip
@@ -139,7 +139,7 @@ def pull(
     _told(done, "is here", as_json=as_json)
 
 
-@models.command("add")
+@models.command("add", short_help="Take in a file or folder of your own.")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--profile", type=click.Choice(["unixfs-v1-2025", "raw-256k-174"]), default="unixfs-v1-2025",
               show_default=True, help="How the files are cut into blocks.")  # fmt: skip
@@ -154,7 +154,7 @@ def add(path: Path, profile: str, data_dir: Path | None, as_json: bool, **drafte
     _told(done, "is here", as_json=as_json)
 
 
-@models.command("push")
+@models.command("push", short_help="Make a model public; have others keep it.")
 @click.argument("name")
 @click.option(
     "--to", multiple=True, metavar="PEER|kubo", help="Ask this peer, or the Kubo node of the settings, to keep it."
@@ -169,7 +169,7 @@ def push(name: str, to: tuple[str, ...], data_dir: Path | None, as_json: bool) -
     _told(done, "is public" if not to else f"is public and was handed to {', '.join(to)}", as_json=as_json)
 
 
-@models.command("verify")
+@models.command("verify", short_help="Hash what is here.")
 @click.argument("name", required=False)
 @data_dir_option
 @json_option
@@ -191,7 +191,7 @@ def verify(name: str | None, data_dir: Path | None, as_json: bool) -> None:
         click.get_current_context().exit(BROKEN)
 
 
-@models.command("rm")
+@models.command("rm", short_help="Remove a model.")
 @click.argument("name")
 @data_dir_option
 @json_option
@@ -204,7 +204,7 @@ def remove(name: str, data_dir: Path | None, as_json: bool) -> None:
     _told(done, f"is gone: {size(done['freed_bytes'])} freed", as_json=as_json)
 
 
-@models.command("search")
+@models.command("search", short_help="Find models here, on offer, in catalogs.")
 @click.argument("words", nargs=-1)
 @click.option("--format", "form", help="gguf, safetensors, onnx …")
 @click.option("--modality", help="text, embedding, image, audio …")
@@ -249,7 +249,7 @@ def search(
     screen().print(table(*columns, rows=rows, right=("SIZE",)))
 
 
-@models.command("gc")
+@models.command("gc", short_help="Remove what nothing refers to.")
 @data_dir_option
 @json_option
 def gc(data_dir: Path | None, as_json: bool) -> None:
@@ -264,7 +264,7 @@ def gc(data_dir: Path | None, as_json: bool) -> None:
         screen().print(f"{size(done['freed_bytes'])} freed.")
 
 
-@models.command("sign")
+@models.command("sign", short_help="Sign a model with this node's wallet.")
 @click.argument("name")
 @data_dir_option
 @json_option
