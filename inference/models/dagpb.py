@@ -108,7 +108,7 @@ def _parse_link(block: bytes, at: int, end: int) -> Link:
     """Hash, then Name, then Tsize; the last two may be missing."""
     length = block[at + 1] if end - at >= 2 and block[at] == 0x0A else 0
     start, at = at + 2, at + 2 + length
-    if length not in (34, 36) or at > end:
+    if length not in (34, 36):
         raise BlockInvalid("a link of a dag-pb node holds no CID of version 0 or 1 with sha2-256.")
     try:
         cid = cid_from_binary(block[start:at])
@@ -120,8 +120,8 @@ def _parse_link(block: bytes, at: int, end: int) -> Link:
         name = block[start:at]
     if at < end and block[at] == 0x18:
         total, at = _varint(block, at + 1, end)
-    if at != end:
-        raise BlockInvalid("a link of a dag-pb node has unknown fields, or known ones out of order.")
+    if at != end:  # also a CID that reaches beyond its link
+        raise BlockInvalid("a link of a dag-pb node has unknown fields, known ones out of order, or is torn.")
     return Link(cid, name, total)
 
 

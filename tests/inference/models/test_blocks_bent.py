@@ -64,7 +64,7 @@ def or_invalid(read: Callable[[bytes], object], block: bytes) -> object:
 
 
 @given(bent())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 def test_a_bent_block_is_sound_or_refused(block: bytes) -> None:
     node = or_invalid(parse_node, block)
     if node is not None:
@@ -86,7 +86,7 @@ def test_a_bent_block_is_sound_or_refused(block: bytes) -> None:
 
 
 @given(bent())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_a_walk_or_listing_that_begins_with_a_bent_block_ends_well(block: bytes) -> None:
     root = cid_of_block(DAG_PB, block)
 
@@ -134,6 +134,43 @@ def test_both_orders_of_a_nodes_fields_are_read_but_not_a_mixture() -> None:
     one = links[: len(links) // 5]
     with pytest.raises(BlockInvalid, match="does not belong"):
         parse_node(one + data + links[len(one) :])
+
+
+LINK = field(1, CIDS[0].binary)
+FILE = b"\x08\x02"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        field(1, FILE + field(2, b"a") + b"\x18\x01") * 2,
+        field(1, FILE + field(2, b"a") + field(2, b"b")),
+        field(1, FILE + FILE + field(2, b"a")),
+        field(1, FILE + b"\x18\x01" + b"\x18\x01" + field(2, b"a")),
+        field(1, FILE + field(8, b"") + field(8, b"") + field(2, b"a")),
+        field(1, FILE + field(2, b"a") + b"\x48\x01"),
+        field(1, b"\x08\x06" + field(2, b"a")),
+        field(1, field(2, b"a")),
+        field(2, LINK + b"\x18\x01" + b"\x18\x01") + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, LINK + b"\x18\x01" + field(2, b"")) + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, LINK + field(4, b"x")) + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, LINK[:-1]) + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, b"") + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, LINK) + field(1, FILE + b"\x18\x02\x20\x01\x20\x01"),
+        field(2, LINK + field(2, b"named")) + field(1, FILE + b"\x18\x01\x20\x01"),
+        field(2, LINK) + field(1, b"\x08\x00\x18\x01\x20\x01"),
+        field(3, b"") + field(1, FILE + field(2, b"a")),
+        b"",
+    ],
+    ids=[
+        *("data twice", "bytes twice", "type twice", "size twice", "time twice", "unknown number", "unknown type"),
+        *("no type", "tsize twice", "name after tsize", "unknown in link", "torn cid", "empty link", "too many sizes"),
+        *("named link", "raw type with links", "unknown in node", "nothing"),
+    ],
+)
+def test_what_is_repeated_unknown_or_torn_is_refused(block: bytes) -> None:
+    with pytest.raises(BlockInvalid):
+        parse_node(block)
 
 
 def test_packed_block_sizes_are_read() -> None:

@@ -188,6 +188,12 @@ def test_a_bit_field_that_does_not_fit_is_refused() -> None:
         parse_shard(shard_block({5: ("a", NOBODY)}, field_bits=1 << 6))
 
 
+def test_two_links_in_one_slot_are_refused() -> None:
+    two = link(NOBODY, 1, b"05a") + link(NOBODY, 1, b"05b")
+    with pytest.raises(BlockInvalid, match="twice"):
+        parse_shard(two + field(1, b"\x08\x05" + field(2, b"\x20") + b"\x28\x22\x30\x80\x02"))
+
+
 @pytest.mark.parametrize("prefix", [b"+5", b" 5", b"5", b"0a", b"_0", b"", b"GG", b"\xff\xff"])
 def test_a_link_without_a_slot_number_is_refused(prefix: bytes) -> None:
     block = link(NOBODY, 1, prefix) + field(1, b"\x08\x05" + field(2, b"\x20") + b"\x28\x22\x30\x80\x02")

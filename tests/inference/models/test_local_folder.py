@@ -17,7 +17,7 @@ from market.errors import EncodingInvalid
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "model"
-    for path in ("b.gguf", "sub/z", "sub/a", "Z", "sub/deeper/x", ".git/config", "sub/.hidden", "ä"):
+    for path in ("b.gguf", "sub/z", "sub/a", "Z", "sub/deeper/x", "more/q", ".git/config", "sub/.hidden", "ä"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(path)
     (root / "nothing").mkdir()
@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_and_folders_come_in_the_order_of_their_bytes(folder: Path) -> None:
     assert folder_entries(folder) == LocalFolder(
-        files=["Z", "b.gguf", "ä", "sub/a", "sub/z", "sub/deeper/x"], folders=["nothing", "sub", "sub/deeper"]
+        files=["Z", "b.gguf", "ä", "more/q", "sub/a", "sub/z", "sub/deeper/x"],
+        folders=["more", "nothing", "sub", "sub/deeper"],
     )
 
 
@@ -39,10 +40,10 @@ def test_hidden_files_come_only_when_asked_for(folder: Path) -> None:
 def test_what_is_found_can_be_built(folder: Path) -> None:
     found = folder_entries(folder)
     files = {path: (cid_of_block(RAW, path.encode()), len(path.encode())) for path in found.files}
-    assert len(build_folder(files, found.folders).nodes) == 4
+    assert len(build_folder(files, found.folders).nodes) == 5
 
 
-@pytest.mark.parametrize("target", ["b.gguf", "sub", "nowhere", "/etc/passwd"])
+@pytest.mark.parametrize("target", ["z", "deeper", "..", "nowhere", "/etc/passwd", "/etc"])
 def test_a_link_is_refused_wherever_it_points(folder: Path, target: str) -> None:
     (folder / "sub" / "link").symlink_to(target)
     with pytest.raises(EncodingInvalid, match="'sub/link' is a link"):
