@@ -71,7 +71,7 @@ class Answer:
             view[:got] = self._early[:got]
             self._early = self._early[got:]
         if got < len(view):
-            got += await self._connection.read(view[got:], timeout_s, eager=False)
+            got += await self._connection.read(view[got:], timeout_s, waited_for=got > 0)
         self._left -= got
         return got
 
@@ -145,7 +145,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._target: memoryview | None = None
         self._got = 0
-        self._eager = False
+        self._eager = self._waited_for = False
         self._waiter: asyncio.Future[None] | None = None
         self._resting: asyncio.TimerHandle | None = None
 
@@ -181,12 +181,14 @@ class _Connection(asyncio.BufferedProtocol):
         if self._transport is not None and self.open:
             self._transport.write(data)
 
-    async def read(self, target: memoryview, timeout_s: float, *, eager: bool) -> int:
-        """`eager`: return with the first bytes. 0 means that the other side has closed."""
+    async def read(self, target: memoryview, timeout_s: float, *, eager: bool = False, waited_for: bool = False) -> int:
+        """`eager`: return with the first bytes. `waited_for`: others are held up, so return soon, with nothing if need
+        be. Else 0 means that the other side has closed."""
         if not self.open or self._transport is None:
             return 0
         loop = asyncio.get_running_loop()
-        self._target, self._got, self._eager, self._waiter = target, 0, eager, loop.create_future()
+        self._target, self._got, self._waiter = target, 0, loop.create_future()
+        self._eager, self._waited_for = eager, waited_for
         timers = (loop.call_later(_FLUSH_S, self._flush), loop.call_later(timeout_s, self._give_up))
         try:
             self._transport.resume_reading()
@@ -228,7 +230,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         self._eager = True
-        if self._got:
+        if self._got or self._waited_for:
             self._done()
 
     def _give_up(self) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import random
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
 
 from inference.models.board import LONGEST_BYTES, SHORTEST_BYTES, Board
+from inference.models.crew import take_piece
+from inference.models.partial import Partial
 from inference.models.progress import Meter, Progress, Rate
 from inference.models.standing import Crowd, Patience
 from inference.models.unixfs import Leaf
@@ -97,6 +102,32 @@ def test_leaves_that_are_still_being_fetched_elsewhere_do_not_come_back() -> Non
     plan.take("quick", 0, 3, speeds={})
     plan.end(still)
     assert plan.take("third", 0, 3, speeds={}) is None
+
+
+# ---- pieces --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1, 7, 100, 101, 250, 1000])
+def test_pieces_of_any_size_make_the_same_leaves(tmp_path: Path, piece: int) -> None:
+    data = random.Random(piece).randbytes(1000)
+    table = [Leaf(at, 100, hashlib.sha256(data[at : at + 100]).digest()) for at in range(0, 1000, 100)]
+    partial, spare, left = Partial(tmp_path, "root", table, 1000), bytearray(), list(range(10))
+    for at in range(0, 1000, piece):
+        good, bad = take_piece(partial, left, spare, memoryview(data)[at : at + piece])
+        assert bad is None
+        del left[:good]
+    assert partial.whole
+    partial.close()
+    assert partial.part.read_bytes() == data
+
+
+def test_a_piece_with_a_wrong_leaf_says_which_and_keeps_those_before(tmp_path: Path) -> None:
+    table = [Leaf(at, 10, hashlib.sha256(b"x" * 10).digest()) for at in range(0, 50, 10)]
+    partial = Partial(tmp_path, "root", table, 50)
+    bent = memoryview(b"x" * 25 + b"?" + b"x" * 24)
+    assert take_piece(partial, range(5), bytearray(), bent) == (2, 2)
+    assert partial.done_bytes == 20
+    partial.close()
 
 
 # ---- standing ------------------------------------------------------------------------------------
