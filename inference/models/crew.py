@@ -21,7 +21,7 @@ from inference.models.partial import Partial
 from inference.models.progress import Meter
 from inference.models.standing import Crowd, Patience, Standing, Way, checked_block
 from inference.models.unixfs import Leaf
-from market.errors import BlockInvalid, ContentUnavailable, DiskFull, OctoError
+from market.errors import BlockInvalid, ContentUnavailable, DiskFull, NodeMisconfigured, OctoError
 
 _log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ class Crew:
         self._saving: asyncio.Task[None] | None = None
 
     async def work(self) -> None:
-        """Until nothing is missing or nobody is left. Raises DiskFull, and what `doubt` raises."""
+        """Until nothing is missing or nobody is left. Raises DiskFull, NodeMisconfigured, and what `doubt` raises."""
         tasks: set[asyncio.Task[None]] = set()
         saver = asyncio.create_task(self._save_now_and_then())
         try:
@@ -121,7 +121,7 @@ class Crew:
             way = standing.way
             try:
                 await (self._ranges if way is Way.RANGES else self._blocks)(standing, segment)
-            except DiskFull:
+            except (DiskFull, NodeMisconfigured):  # our own disk
                 raise
             except OctoError as error:
                 self._judge(standing, way, error)

@@ -24,7 +24,7 @@ from inference.models.standing import Blame, Crowd, Patience
 from inference.models.store import Store
 from inference.models.unixfs import Leaf
 from inference.models.walk import TreeWalk
-from market.errors import BlockInvalid, ContentUnavailable, DiskFull
+from market.errors import BlockInvalid, ContentUnavailable, OctoError
 from market.ports import ContentSource
 
 _log = structlog.get_logger()
@@ -127,7 +127,7 @@ class _Pull:
                 await self._use_brought(partial)
                 await self._crew(walk, partial, meter).work()
             finally:
-                with contextlib.suppress(DiskFull):  # it cannot hide why we stopped
+                with contextlib.suppress(OctoError):  # it cannot hide why we stopped
                     await self._store.in_thread(partial.save)
             if not partial.whole:
                 raise self._crowd.nobody()
