@@ -141,6 +141,12 @@ def test_an_onnx_file_that_points_elsewhere_is_refused(tmp_path: Path, location:
         draft(tmp_path, files)
 
 
+def test_not_even_a_place_that_lists_such_a_name_gets_it_in(tmp_path: Path) -> None:
+    paths = put_files(tmp_path, {"model.onnx": onnx_bytes(external="../secret"), "secret": b"s"})
+    with pytest.raises(ModelFileInvalid, match="not among the files"):
+        draft_manifest({"model.onnx": paths["model.onnx"], "../secret": paths["secret"]}, tmp_path)
+
+
 def test_other_formats_are_drafted_too(tmp_path: Path) -> None:
     plan = draft(tmp_path / "a", {"m.plan": TENSORRT})
     assert (plan.format, plan.needs.accelerators, plan.needs.min_ram_bytes) == (Format.TENSORRT, ("cuda",), 0)

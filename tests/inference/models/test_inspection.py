@@ -212,7 +212,7 @@ TWO = {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}
         ({"w": {**TWO, "dtype": ["F16"]}}, bytes(2)),
         ({"__metadata__": {"a": 1}}, b""),
         ({"__metadata__": []}, b""),
-        (b'{"w": {}, "w": {}}', b""),
+        (b'{"w": %b, "w": %b}' % (2 * (json.dumps(TWO).encode(),)), bytes(2)),
         (b'{"w": ' + b"[" * 200_000, b""),
         (b'{"w": ' + b"9" * 10_000 + b"}", b""),
         (b"{\xff\xfe}", b""),
@@ -252,6 +252,16 @@ def test_a_gguf_with_impossible_counts_or_a_torn_end_is_refused(put: Put, data: 
         inspect_file(put("m.gguf", data))
 
 
+def test_tensors_and_their_dimensions_are_counted(put: Put) -> None:
+    start, one = struct.pack("<4sI", b"GGUF", 3), text("t") + struct.pack("<IQIQ", 1, 1, 0, 0)
+    assert inspect_file(put("a.gguf", start + struct.pack("<QQ", 9, 0) + one * 9 + bytes(64))).parameters == 9
+    many = start + struct.pack("<QQ", (1 << 16) + 1, 0) + one * ((1 << 16) + 1) + bytes(64)
+    deep = start + struct.pack("<QQ", 1, 0) + text("t") + struct.pack("<I9QIQ", 9, *(1,) * 9, 0, 0) + bytes(64)
+    for data in (many, deep):
+        with pytest.raises(ModelFileInvalid):
+            inspect_file(put("b.gguf", data))
+
+
 def test_arrays_have_one_budget_together(put: Put) -> None:
     """4 million empty texts twice are 64 MB of file and would be a gigabyte of objects with a limit for each."""
     many = struct.pack("<IIQ", 9, 0, 1 << 22) + bytes(1 << 22)
@@ -263,9 +273,10 @@ def test_arrays_have_one_budget_together(put: Put) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        proto(1, 8) + proto(7, b""),  # no operator set
-        proto(1, 8) + proto(8, proto(2, 13)),  # no graph
+        proto(1, 8) + proto(2, "a producer") + proto(7, b""),  # no operator set
+        proto(1, 8) + proto(2, "a producer") + proto(8, proto(2, 13)),  # no graph
         onnx_bytes()[:-3],
+        onnx_bytes() + proto(6, "words about it")[:-3],
         onnx_bytes() + proto(99, 1),
         onnx_bytes() + b"\x0b",  # a group
         onnx_bytes(more=proto(5, proto(1, 1 << 62) * 8)),  # a weight of 2^496 elements
