@@ -76,7 +76,9 @@ async def _quiet(transport: asyncio.Transport, writer: AbstractStreamWriter, pat
     """A descriptor of our own for the transport's socket, while the transport has nothing more to write."""
     transport.set_write_buffer_limits(high=0)
     async with asyncio.timeout(patience_s):
-        await writer.drain()  # the headers, and what is left of the answer before: nothing may be overtaken
+        await writer.drain()  # the headers, and what is left of the answer before
+    if transport.get_write_buffer_size():
+        raise ConnectionAbortedError("the file would overtake what comes before it")
     own = os.dup(transport.get_extra_info("socket").fileno())
     try:
         yield own

@@ -83,24 +83,30 @@ def test_a_file_does_not_overtake_what_a_slow_reader_has_not_yet_taken(
 
 
 async def test_progress_that_never_adds_up_is_no_progress(tmp_path: Path) -> None:
-    """The socket's own buffer is small here, so that every few bytes that a reader takes are felt at once."""
+    """The sockets' buffers are small here, so that every few bytes that a reader takes are felt at once."""
     (tmp_path / "file").write_bytes(DATA)
-    to, reader = socket.socketpair()
-    to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as to:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        to.connect(server.getsockname())
+        reader, _ = server.accept()
+        with reader, (tmp_path / "file").open("rb") as file:
+            await _send_to_a_dripping_reader(to, reader, file.fileno())
+
+
+async def _send_to_a_dripping_reader(to: socket.socket, reader: socket.socket, file: int) -> None:
 
     async def drip() -> None:
         while True:
             reader.recv(1024)
             await asyncio.sleep(0.01)
 
-    with to, reader, (tmp_path / "file").open("rb") as file:
-        to.setblocking(False)
-        dripping = asyncio.ensure_future(drip())
-        async with asyncio.timeout(20):
-            with pytest.raises(TimeoutError):
-                span = 0, len(DATA)
-                await send_span(to.fileno(), file.fileno(), span, in_thread=asyncio.to_thread, patience_s=0.5)
-        dripping.cancel()
+    to.setblocking(False)
+    dripping = asyncio.ensure_future(drip())
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await send_span(to.fileno(), file, (0, len(DATA)), in_thread=asyncio.to_thread, patience_s=0.5)
+    dripping.cancel()
 
 
 @LOOPS
