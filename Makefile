@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin
 
-.PHONY: help setup model demo chain-tools test test-all lint bench artifacts slither docs lock clean
+.PHONY: help setup model demo chain-tools ipfs-tools test test-all lint bench artifacts slither docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,10 +24,13 @@ demo: model ## a small real market on this machine: prompt, negotiation, answer,
 chain-tools: setup ## the contracts' compiler, libraries and test chain, into contracts/node_modules
 	@$(RUN)/python scripts/chain_tools.py
 
+ipfs-tools: setup ## two real IPFS implementations for the interop tests, into tests/flow/ipfs/node_modules
+	@$(RUN)/python scripts/ipfs_tools.py
+
 test: model chain-tools ## the tests (no heavy ones)
 	@$(RUN)/python -m pytest -m "not heavy" --durations=10
 
-test-all: model chain-tools ## all tests, the heavy ones too
+test-all: model chain-tools ipfs-tools ## all tests, the heavy ones too
 	@$(RUN)/python -m pytest --durations=10
 
 lint: setup ## ruff, format, mypy --strict
@@ -52,5 +55,6 @@ lock: setup ## resolve pyproject.toml anew into requirements/
 	@$(PYTHON) scripts/lock.py
 
 clean: ## remove what the set-up made
-	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info contracts/node_modules contracts/build
+	rm -rf .venv .cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info contracts/node_modules contracts/build \
+		tests/flow/ipfs/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("market", "p2p", "inference", "verifier", "contracts", "node")
 LOCKS = (
     "requirements/lock.txt", "requirements/build.txt", "requirements/model.txt", "requirements/node.txt",
-    "requirements/slither.txt",
+    "requirements/slither.txt", "requirements/ipfs.txt",
 )  # fmt: skip
 
 # Put together from pieces, so that this file does not find itself.
