@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.models.eviction import StoredFile, choose_victims
+from inference.models.disk import Disk
+from inference.models.eviction import Room, StoredFile, choose_victims
+from inference.models.folders import Folders
+from inference.models.index import Index
 from inference.models.locks import in_use, open_pull_lock
+from inference.models.partial import Partial
 from inference.models.store import Store
 from inference.models.unixfs import build_file
 from market.errors import ContentUnavailable, DiskFull
@@ -137,6 +144,46 @@ async def test_a_model_in_use_stays_and_the_error_names_it(tmp_path: Path) -> No
             third = await put(store, tmp_path, data(2))
         assert [store.has(root) for root in (first, second, third)] == [True, False, True]
         assert list(store.parts.iterdir()) == []
+
+
+async def test_a_model_that_comes_into_use_after_the_choice_stays(tmp_path: Path) -> None:
+    with quota(tmp_path, 10 * MIB) as store:
+        first, second = [await put(store, tmp_path, data(n)) for n in range(2)]
+        folders = Folders(tmp_path / "models")
+        index = Index(folders.index)
+
+        class LooksTooEarly(Room):
+            looks = 0
+
+            def files(self) -> list[StoredFile]:
+                self.looks += 1
+                return [replace(file, in_use=file.in_use and self.looks > 1) for file in super().files()]
+
+        with store.using(first):
+            LooksTooEarly(folders, index, Disk(), 250 * KIB).make(100 * KIB)
+        index.close()
+        assert (store.has(first), store.has(second)) == (True, False)
+
+
+async def test_one_room_is_not_promised_twice(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in "ab"]
+    for source in sources:
+        source.write_bytes(data(len(source.name), 200 * KIB) + source.name.encode())
+    dags = [build_file(source) for source in sources]
+
+    class Slow(Disk):
+        def resize(self, descriptor: int, size_bytes: int) -> None:
+            time.sleep(0.2)
+            super().resize(descriptor, size_bytes)
+
+    with contextlib.closing(Store(tmp_path / "models", quota_bytes=300 * KIB, disk=Slow())) as store:
+        opened = await asyncio.gather(
+            *(store.open_partial(str(dag.root), dag.leaves, dag.size_bytes) for dag in dags), return_exceptions=True
+        )
+        assert {type(one) for one in opened} == {DiskFull, Partial}
+        for one in opened:
+            if isinstance(one, Partial):
+                one.close()
 
 
 async def test_a_file_that_is_being_read_stays(tmp_path: Path) -> None:

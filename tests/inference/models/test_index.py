@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from inference.models.cid import DAG_PB, Cid
 from inference.models.database import open_index
 from inference.models.folders import stamp_of
 from inference.models.index import FileRow, Index
@@ -116,5 +115,6 @@ def test_a_leaf_table_that_does_not_lead_to_its_root_is_refused(tmp_path: Path) 
             leaf_table(dag.root, broken, nodes)
     with pytest.raises(BlockInvalid):
         leaf_table(dag.root, spans, {})
-    with pytest.raises(BlockInvalid):
-        leaf_table(dag.root, spans, {Cid(codec=DAG_PB, digest=dag.root.digest): dag.nodes[0][1] + b"\0"})
+    (tmp_path / "other").write_bytes(seeded(3 * MIB, "other"))
+    with pytest.raises(BlockInvalid, match="does not hash"):
+        leaf_table(dag.root, spans, {dag.root: build_file(tmp_path / "other").nodes[0][1]})

@@ -118,6 +118,18 @@ async def test_a_file_that_changes_while_it_is_taken_in_is_refused(
     assert counted.list() == []
 
 
+async def test_a_file_that_is_written_to_while_it_is_taken_in_is_refused(
+    counted: Store, disk: Counting, tmp_path: Path
+) -> None:
+    source = tmp_path / "written"
+    source.write_bytes(DATA)
+    disk.at_write = lambda: os.utime(source, ns=(1, 1))  # what any write does: another time
+    with pytest.raises(RequestInvalid, match="changed while"):
+        await counted.add(source)
+    assert list(counted.parts.iterdir()) == []
+    assert counted.list() == []
+
+
 async def test_a_cancelled_add_stops_and_leaves_nothing(counted: Store, disk: Counting, tmp_path: Path) -> None:
     source = tmp_path / "large"
     with source.open("wb") as file:
