@@ -18,6 +18,7 @@ from market.record import Commitment, ReceiptRecord, Transcript
 from market.task import ChatMessage, Sampling, TaskId
 from market.values import value
 from market.voucher import ChannelTerms, Opening
+from market.work import Work, WorkRequest
 
 
 class Clock(Protocol):
@@ -109,6 +110,57 @@ class Engine(Protocol):
     def load(self) -> EngineLoad: ...
 
 
+@value
+class WorkJob:
+    """`blob` is audio or an image, as it came: a stranger's bytes. See `Job` for the rest."""
+
+    task: TaskId
+    request: WorkRequest
+    blob: bytes
+    max_units: int
+    priority: int = 0
+    client: str = ""
+    weight: int = 1
+    deadline_s: float = 0.0
+
+
+@value
+class Made:
+    """Pieces since the last one, and how far the whole is, in percent; `finish` is set on the last item only."""
+
+    pieces: tuple[bytes, ...] = ()
+    progress: int = 0
+    finish: Literal["", "stop", "length"] = ""
+
+
+class WorkEngine(Protocol):
+    """`info.context` is the longest input in units, `info.slots` how many jobs run at once."""
+
+    info: EngineInfo
+    works: frozenset[Work]
+
+    def make(self, job: WorkJob) -> AsyncGenerator[Made]:
+        """Stream a job's pieces, in order. Closing the generator cancels the job.
+
+        Raises EngineFailed if the worker dies or hangs; RequestInvalid for what it cannot do, or an input that is not
+        what it says it is."""
+
+    def load(self) -> EngineLoad: ...
+
+
+class Meter(Protocol):
+    """What a piece of work counts for: the same on both sides, without the weights."""
+
+    def units_in(self, request: WorkRequest, blob: bytes) -> int:
+        """At least 1. Raises RequestInvalid for an input that is malformed or too large."""
+
+    def units_out_limit(self, request: WorkRequest, blob: bytes) -> int:
+        """The most units that can come back, at least 1: what the buyer agrees to pay for."""
+
+    def units_of(self, request: WorkRequest, piece: bytes) -> int:
+        """What one piece counts for. Raises EncodingInvalid for a piece that is none."""
+
+
 class Tokenizer(Protocol):
     """A model's tokenizer and chat template, from its manifest: the weights are not needed."""
 
@@ -116,6 +168,9 @@ class Tokenizer(Protocol):
 
     def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Token ids of the rendered chat, generation prompt included; raises RequestInvalid if the template refuses."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, special tokens of the model included as its tokenizer file says."""
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for (maybe part of a character); empty for control tokens."""

@@ -100,6 +100,9 @@ class ByteTokenizer:
     def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         return tuple("".join(f"{m.role}: {m.content}\n" for m in messages).encode())
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(text.encode())
+
     def token_bytes(self, token: int) -> bytes:
         return bytes((token,)) if token < 256 else b""
 
