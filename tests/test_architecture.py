@@ -85,7 +85,7 @@ def _imports(module: str, tree: ast.AST) -> Iterator[str]:
 def _impurities(module: str, tree: ast.AST, tops: set[str]) -> Iterator[str]:
     for name in sorted(tops & IMPURE):
         yield f"{module} imports {name}: market/ touches nothing"
-    told = module in MARKET_STORIES or module.startswith("market.testing.")
+    told = module in MARKET_STORIES or module.startswith("market.testing")
     if "asyncio" in tops and not told:
         yield f"{module} imports asyncio: only {' '.join(sorted(MARKET_STORIES))} may"
     libraries = MARKET_LIBRARIES | ({"structlog"} if told else set())
