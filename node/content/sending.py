@@ -4,8 +4,8 @@ Lives here: the way from a file descriptor to a socket, and patience with slow r
 page cache to the socket without passing through Python. uvloop has no loop.sendfile (it raises NotImplementedError),
 so a duplicate of the socket's descriptor is written to from the store's threads while the transport has nothing to
 say: the same code on every loop, and a transport that closes meanwhile cannot give our descriptor to somebody else.
-Measured with three readers at once, 1 GiB each: a third to a half less CPU time than reading pieces and writing them,
-and half the time in Python.
+Measured under uvloop on a busy machine, three readers of 1 GiB at once: 0.25 s of CPU time a GiB where reading pieces
+and writing them took 0.6 s, and 1.3 to 2 times the throughput; one reader alone is not faster.
 """
 
 from __future__ import annotations
