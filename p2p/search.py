@@ -1,10 +1,12 @@
 """Makes sure that providers are there: connects to each that a look-up names, and pings it. Trio side.
 
-Names are cheap and dials are not: few at once, those that need none first, then those that most peers name.
+Names are cheap and dials are not: few at once, those that need none first, then those that most peers name;
+and in turns among the peers that name them, so that one liar's list delays an honest name by one dial.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +56,7 @@ class Search:
         self.visited: set[PeerId] = set()
         self._waiting: dict[PeerId, _Candidate] = {}
         self._seen: set[PeerId] = set()
+        self._tried: Counter[PeerId] = Counter()
         self._is_closed = False
         self._news = trio.Event()
 
@@ -87,7 +90,9 @@ class Search:
         while True:
             if self._waiting:
                 peer = max(self._waiting, key=self._promise)
-                if await self._is_there(self._waiting.pop(peer).hint):
+                candidate = self._waiting.pop(peer)
+                self._tried.update(candidate.tellers)
+                if await self._is_there(candidate.hint):
                     self._found.append(peer)
                     if len(self._found) >= _ENOUGH:
                         scope.cancel()
@@ -96,8 +101,9 @@ class Search:
             else:
                 await self._news.wait()
 
-    def _promise(self, peer: PeerId) -> tuple[bool, int]:
-        return self._is_connected(peer), len(self._waiting[peer].tellers)
+    def _promise(self, peer: PeerId) -> tuple[bool, int, int]:
+        tellers = self._waiting[peer].tellers
+        return self._is_connected(peer), len(tellers), -min(self._tried[teller] for teller in tellers)
 
     async def _is_there(self, hint: Hint) -> bool:
         peer = hint.known.peer

@@ -186,8 +186,10 @@ class MemoryShelf:
         self.pinned.append((peer, manifest))
 
     def _check(self, peer: PeerId, cid: str, held: dict[str, bytes]) -> None:
-        if cid not in held or (cid in self.private and peer != self.private_for):
+        if cid in self.private and peer != self.private_for:
             raise ContentUnavailable(f"{cid} is in /secret/folder, and not for {peer}.")
+        if cid not in held:
+            raise ContentUnavailable(f"{cid} is unknown.")
 
 
 @pytest.fixture

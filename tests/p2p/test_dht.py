@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from market.offer import SignedOffer
-from market.values import cid_of, cid_text
+from market.values import cid_text
+from p2p.kademlia import Contacts, key_of
 from p2p.keys import PeerKey
 from p2p.limits import NetworkLimits
 from p2p.network import OctoNetwork
@@ -149,16 +150,32 @@ async def test_a_node_without_the_dht_neither_answers_nor_finds(join: Join) -> N
         assert list(await carl.find_providers(root, timeout_s=3)) == []
 
 
-async def test_whom_a_look_up_only_passes_does_not_stay(join: Join, limits: NetworkLimits) -> None:
-    # Anna and dora know each other from bob's answers alone: no offers, so no address book names them.
-    root = fake_root("passing by")
-    async with (
-        join("bob") as bob,
-        join("anna", to=bob) as anna,
-        join("dora", to=bob, limits=replace(limits, outbound_peers=0)) as dora,
-    ):
-        await anna.provide(cid_of(b"something else"))
-        await finds(dora, root)
-        await asyncio.sleep(0.3)
-        assert {peer.peer for peer in dora.peers()} == {bob.peer}
-        assert anna.peers()
+async def test_whom_a_look_up_only_passes_does_not_stay(join: Join, limits: NetworkLimits, until: Until) -> None:
+    # Anna and dora hear of each other from bob's answers alone: no offers, so no address book names them.
+    root, alone = fake_root("passing by"), replace(limits, outbound_peers=0)
+    async with join("bob") as bob, join("anna", to=bob) as anna, join("dora", to=bob, limits=alone) as dora:
+
+        async def meets_anna() -> bool:
+            await dora.find_providers(root, timeout_s=5)
+            return anna.peer in {known.peer for known in contacts_of(dora).nearest(key_of(root))}
+
+        async with asyncio.timeout(15):
+            while not await meets_anna():
+                await asyncio.sleep(0.05)
+        await until(lambda: {peer.peer for peer in dora.peers()} == {bob.peer})
+        await until(lambda: {peer.peer for peer in anna.peers()} == {bob.peer})
+
+
+def contacts_of(network: OctoNetwork) -> Contacts:
+    assert network._mesh is not None
+    assert network._mesh._dht is not None
+    return network._mesh._dht._contacts
+
+
+async def test_a_neighbour_that_comes_back_with_an_empty_memory_is_told_again(join: Join) -> None:
+    root = fake_root("told twice")
+    async with join("anna") as anna:
+        await anna.provide(root)
+        for _ in range(2):
+            async with join("bob", to=anna) as bob, join("carl", to=bob) as carl:
+                await finds(carl, root, anna.peer)
