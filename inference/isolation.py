@@ -33,6 +33,9 @@ _RULESET_VERSION: Final = 1
 _RULE_PATH_BENEATH: Final = 1
 
 _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
+_WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
+"""In a folder: write to files, remove files and folders, make files and folders."""
+_TRUNCATE = 1 << 14
 _FS_RIGHTS: Final[Mapping[int, int]] = {1: 13, 2: 14, 3: 15, 5: 16}
 """How many access rights each ABI added; a ruleset may only name rights that the kernel knows."""
 
@@ -63,18 +66,18 @@ def die_with_parent() -> None:
     _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def confine(readable: Iterable[Path], *, memory_bytes: int) -> str:
+def confine(readable: Iterable[Path], *, memory_bytes: int, writable: Path | None = None, file_bytes: int = 0) -> str:
     """Give up everything but reading `readable` and Python's libraries; returns the level reached.
 
     "landlock+rlimits", or "rlimits" on a kernel without Landlock. There is no way back, for this
     process and what it starts. `memory_bytes` bounds private memory (RLIMIT_DATA): a leak ends this
-    process, not the machine.
+    process, not the machine. In the folder `writable`, if any, files of up to `file_bytes` may be made.
     """
     _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _limit(resource.RLIMIT_CORE, 0)  # a core dump would hold prompts
-    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_DATA, memory_bytes)
-    return "landlock+rlimits" if _landlock([*readable, *_libraries()]) else "rlimits"
+    return "landlock+rlimits" if _landlock([*readable, *_libraries()], writable) else "rlimits"
 
 
 def close_the_door() -> None:
@@ -90,7 +93,7 @@ def landlock_abi() -> int:
     return max(0, int(_libc().syscall(_SYS_CREATE_RULESET, None, 0, _RULESET_VERSION)))
 
 
-def _landlock(readable: Iterable[Path]) -> bool:
+def _landlock(readable: Iterable[Path], writable: Path | None) -> bool:
     abi = landlock_abi()
     if abi < 1:
         return False
@@ -104,21 +107,24 @@ def _landlock(readable: Iterable[Path]) -> bool:
         return False
     try:
         for path in readable:
-            if not _allow_reading(ruleset, path):
+            if not _allow(ruleset, path):
                 return False
+        if writable is not None and not _allow(ruleset, writable, more=_WRITE | (_TRUNCATE if abi >= 3 else 0)):
+            return False
         return int(libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0)) == 0
     finally:
         os.close(ruleset)
 
 
-def _allow_reading(ruleset: int, path: Path) -> bool:
+def _allow(ruleset: int, path: Path, *, more: int = 0) -> bool:
+    """Reading, and `more` access rights."""
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:
         is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
-        access = _READ_FILE | (_READ_DIR | _EXECUTE if is_folder else 0)
+        access = _READ_FILE | (_READ_DIR | _EXECUTE if is_folder else 0) | more
         rule = struct.pack("=Qi", access, handle)
         return int(_libc().syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)) == 0
     finally:
