@@ -72,7 +72,7 @@ class BlockClient:
     ) -> None:
         """Put an answer's bytes into a queue as they come; `taken` carries MORE for each CREDIT_BYTES that were read.
 
-        Raises as `collect`, after the bytes that came before. The queue needs no bound: credit is one.
+        Raises as `collect`, after the bytes that came before. Credit bounds the queue: who exceeds it is cut off.
         """
         flow = _Flow(self._limits)
         async with self._asked(peer, want) as (stream, _), trio.open_nursery() as nursery:
@@ -97,7 +97,8 @@ class BlockClient:
                 with flow.patience():
                     data = await read_some(stream, min(size, _READ_BYTES))
                 size -= len(data)
-                flow.received += len(data)
+                if not flow.admits(len(data)):
+                    raise BlockInvalid(f"peer {peer} sends on without waiting for its reader.")
                 sink(data)
 
     @asynccontextmanager
@@ -160,6 +161,11 @@ class _Flow:
         self._limits = limits
         self._credit = AHEAD_BYTES
         self._scope = trio.CancelScope()
+
+    def admits(self, size: int) -> bool:
+        """Note bytes that came; False if they are more than was given credit for."""
+        self.received += size
+        return self.received <= self._credit
 
     @contextmanager
     def patience(self) -> Iterator[None]:

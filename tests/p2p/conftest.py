@@ -111,7 +111,7 @@ def limits() -> NetworkLimits:
         reconnect_min_s=0.2,
         reconnect_max_s=0.5,
         restart_min_s=0.1,
-        content_wait_s=3.0,
+        content_wait_s=2.0,
         dht_pace_s=0.02,
         dht_query_timeout_s=2.0,
     )

@@ -49,16 +49,19 @@ def known(peer: PeerId) -> Known:
 
 
 def search(world: World, lists: list[tuple[PeerId, list[PeerId]]], me: PeerId, within_s: float) -> list[PeerId]:
-    """Let each teller name its list, then search for so many seconds of our clock."""
+    """Let each teller name its list, and again a second later; search for so many seconds of our clock."""
     found: list[PeerId] = []
 
     async def main() -> None:
         job = Search(me, at_once=4, is_connected=lambda _: False, reach=world.reach, confirm=world.confirm, found=found)
-        for teller, named in lists:
-            job.add(teller, "127.0.0.1", [known(peer) for peer in named])
-        job.close()
         with trio.move_on_after(within_s) as scope:
-            await job.run(scope)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(job.run, scope)
+                for _ in range(2):
+                    for teller, named in lists:
+                        job.add(teller, "127.0.0.1", [known(peer) for peer in named])
+                    await trio.sleep(1)
+                job.close()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     return found
