@@ -1,7 +1,7 @@
 """The running batch: carries out what the schedule decides, one decode call at a time.
 
-Lives here: the jobs' tokens, samplers and ends. Must not know: frames, processes, time; llama.cpp only
-through the two methods of `Context`, which a fake can stand for.
+Lives here: the jobs' tokens, samplers, grammars and ends. Must not know: frames, processes, time; llama.cpp
+only through `Context` and `Grammars`, which fakes can stand for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from inference.sampler import Logits, Sampler
+from inference.prefix import NO_SCOPE, Prefixes
+from inference.sampler import Logits, Permits, Sampler, logprobs_of
 from inference.scheduler import Prefill, Schedule, Seat, layout
-from market.errors import EngineFailed
+from market.errors import OctoError, RequestInvalid
 from market.task import Sampling
 
 
@@ -38,30 +39,82 @@ class Context(Protocol):
     def forget(self, slot: int, start: int) -> None:
         """Drop what the sequence holds from position `start` on."""
 
+    def copy(self, source: int, slot: int) -> None:
+        """Make `slot` hold exactly what `source` holds."""
+
+
+class Grammar(Protocol):
+    """One job's grammar and how far its text has come."""
+
+    permits: Permits
+    """Which of these tokens may come next."""
+
+    def ends(self, token: int) -> bool:
+        """Whether the token means the end of the text."""
+
+    def accept(self, token: int) -> None:
+        """The token is settled. Raises EngineFailed if it may not come next."""
+
+    def close(self) -> None: ...
+
+
+class Grammars(Protocol):
+    def open(self, text: str, end_tokens: frozenset[int]) -> Grammar:
+        """Compile GBNF. Raises RequestInvalid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a job asks of the batch. `generated` are tokens drawn in an earlier life, of which `read` were taken;
+    `scope` says who may share the prompt's blocks, `logprobs` how many alternatives to report, -1 none at all."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_tokens: int
+    end_tokens: frozenset[int] = frozenset()
+    priority: int = 0
+    generated: Sequence[int] = ()
+    read: int = 0
+    scope: bytes = NO_SCOPE
+    logprobs: int = -1
+    grammar: str = ""
+
 
 class Emission(NamedTuple):
-    """`token` is -1 when the job ends without one; `error` is set when it failed."""
+    """`token` is -1 when the job ends without one; `error` is set when it failed. `cached` is how many prompt tokens
+    came from other jobs' work; `logprobs` as `inference.sampler.logprobs_of` packs them."""
 
     job: int
     token: int
     finish: Literal["", "stop", "length", "error"]
     error: str = ""
+    cached: int = 0
+    logprobs: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    prompt: Sequence[int]
+@dataclass(slots=True)
+class _Running:
+    work: Work
+    rows: Sequence[int]
+    """All that is fed before the first new token."""
     sampler: Sampler
     limit: int
-    end_tokens: frozenset[int]
+    grammar: Grammar | None
+    cached: int
+    settled: bool = False
+    """Whether we have looked, at its first step, for a lane that holds more of its prompt."""
+    last: int = -1
 
 
 class Batch:
-    def __init__(self, context: Context, *, slots: int, window: int) -> None:
+    """`grammars` is None where the engine has none; a job that wants one then fails."""
+
+    def __init__(self, context: Context, *, slots: int, window: int, grammars: Grammars | None = None) -> None:
         self._context = context
+        self._grammars = grammars
         self._schedule = Schedule(slots=slots, window=window)
-        self._work: dict[int, _Work] = {}
-        self._last: dict[int, int] = {}
+        self._prefixes = Prefixes(slots)
+        self._running: dict[int, _Running] = {}
         self._held = [0] * context.lanes
         """Positions filled in each sequence: where a padding row goes."""
 
@@ -72,20 +125,32 @@ class Batch:
     def can_step(self) -> bool:
         return self._schedule.can_step()
 
-    def join(
-        self,
-        job: int,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        max_tokens: int,
-        end_tokens: frozenset[int],
-        priority: int = 0,
-    ) -> None:
-        """Start a job; there is a free slot and the prompt is shorter than the context."""
-        limit = min(max_tokens, self._context.size - len(prompt))
-        self._work[job] = _Work(prompt, Sampler(sampling), limit, end_tokens)
-        self._schedule.join(job, prompt=len(prompt), priority=priority)
+    def join(self, job: int, work: Work) -> Emission | None:
+        """Start a job: there is a free slot, and the rows are fewer than the context. An emission if it fails."""
+        sampler = Sampler(work.sampling, work.generated)
+        try:
+            grammar = self._grammar(work)
+        except OctoError as error:
+            return Emission(job, -1, "error", str(error))
+        slot, filled = self._prefixes.place(self._schedule.free, work.scope, work.prompt)
+        seat = self._schedule.join(
+            job,
+            slot=slot,
+            prompt=len(work.prompt),
+            generated=len(work.generated),
+            filled=filled,
+            priority=work.priority,
+        )
+        seat.read = work.read
+        self._keep(slot, filled)
+        self._prefixes.begin(slot, work.scope, work.prompt, filled)
+        limit = min(work.max_tokens, self._context.size - len(work.prompt))
+        rows = [*work.prompt, *work.generated]
+        self._running[job] = _Running(work, rows, sampler, limit, grammar, cached=filled)
+        leader, shared = self._prefixes.ahead(slot)
+        if leader >= 0:
+            self._schedule.follow(job, self._job_in(leader), shared)
+        return None
 
     def cancel(self, job: int) -> None:
         """Forget a job; one that has ended already is no news."""
@@ -100,25 +165,43 @@ class Batch:
         step = self._schedule.next_step()
         if step is None:
             return []
-        return self._prefill(step) if isinstance(step, Prefill) else self._decode(step.jobs)
+        return self._prefill(self._settle(step)) if isinstance(step, Prefill) else self._decode(step.jobs)
+
+    def _settle(self, step: Prefill) -> Prefill:
+        """Before a job's first row: copy what another lane holds of its prompt, if that is more."""
+        running = self._running[step.job]
+        if running.settled:
+            return step
+        running.settled = True
+        source, tokens = self._prefixes.best(running.work.scope, running.work.prompt)
+        if tokens <= step.start:
+            return step
+        self._context.copy(source, step.slot)
+        self._keep(step.slot, tokens)
+        self._prefixes.fill(step.slot, tokens)
+        running.cached = tokens
+        return self._schedule.skip(step.job, tokens)
 
     def _prefill(self, step: Prefill) -> list[Emission]:
-        prompt = self._work[step.job].prompt
+        tokens = self._running[step.job].rows
         final = step.stop - 1 if step.last else -1
-        rows = [Row(step.slot, prompt[at], at, at == final) for at in range(step.start, step.stop)]
+        rows = [Row(step.slot, tokens[at], at, at == final) for at in range(step.start, step.stop)]
         padded = []
         if len(rows) == 1 and self._context.threads > 1:  # a lone row: see `layout`
             padded = [step.slot + 1 if step.slot + 1 < self._context.lanes else step.slot - 1]
             rows = sorted([*rows, self._padding(padded[0])])
         logits = self._call(rows, padded)
         self._held[step.slot] = step.stop
+        self._prefixes.fill(step.slot, step.stop)
         return [self._emit(self._schedule.seat(step.job), logits[0])] if step.last else []
 
     def _decode(self, jobs: Sequence[int]) -> list[Emission]:
         seats = {seat.slot: seat for seat in map(self._schedule.seat, jobs)}
         order = layout(list(seats), slots=self._context.lanes, threads=self._context.threads)
         rows = [
-            Row(slot, self._last[seats[slot].job], self._held[slot], True) if slot in seats else self._padding(slot)
+            Row(slot, self._running[seats[slot].job].last, self._held[slot], True)
+            if slot in seats
+            else self._padding(slot)
             for slot in order
         ]
         logits = self._call(rows, [slot for slot in order if slot not in seats])
@@ -137,26 +220,54 @@ class Batch:
         return logits
 
     def _emit(self, seat: Seat, logits: Logits) -> Emission:
-        work = self._work[seat.job]
+        running = self._running[seat.job]
+        cached, running.cached = running.cached, 0
+        grammar = running.grammar
         try:
-            token = work.sampler.draw(logits)
-        except EngineFailed as error:
+            token = running.sampler.draw(logits, grammar.permits if grammar else None)
+            if token in running.work.end_tokens or (grammar is not None and grammar.ends(token)):
+                self._end(seat.job)
+                return Emission(seat.job, -1, "stop", cached=cached)
+            if grammar is not None:
+                grammar.accept(token)
+            asked = running.work.logprobs
+            logprobs = logprobs_of(logits, token, asked) if asked >= 0 else b""
+        except OctoError as error:
             self._end(seat.job)
-            return Emission(seat.job, -1, "error", error.message)
-        if token in work.end_tokens:
-            self._end(seat.job)
-            return Emission(seat.job, -1, "stop")
-        work.sampler.accept(token)
-        self._last[seat.job] = token
+            return Emission(seat.job, -1, "error", str(error))
+        running.sampler.accept(token)
+        running.last = token
         seat.emitted += 1
-        if seat.emitted == work.limit:
+        finish: Literal["", "length"] = "length" if seat.emitted >= running.limit else ""
+        if finish:
             self._end(seat.job)
-            return Emission(seat.job, token, "length")
-        return Emission(seat.job, token, "")
+        return Emission(seat.job, token, finish, "", cached, logprobs)
+
+    def _grammar(self, work: Work) -> Grammar | None:
+        if not work.grammar:
+            return None
+        if self._grammars is None:
+            raise RequestInvalid("this engine has no grammars.", param="response_format")
+        grammar = self._grammars.open(work.grammar, work.end_tokens)
+        try:
+            for token in work.generated:
+                grammar.accept(token)
+        except OctoError:
+            grammar.close()
+            raise
+        return grammar
+
+    def _job_in(self, slot: int) -> int:
+        return next(job for job in self._running if self._schedule.seat(job).slot == slot)
 
     def _end(self, job: int) -> None:
         seat = self._schedule.leave(job)
-        del self._work[job]
-        self._last.pop(job, None)
-        self._held[seat.slot] = 0
-        self._context.forget(seat.slot, 0)
+        grammar = self._running.pop(job).grammar
+        if grammar is not None:
+            grammar.close()
+        self._keep(seat.slot, self._prefixes.end(seat.slot))
+
+    def _keep(self, slot: int, rows: int) -> None:
+        """A sequence holds its first `rows` rows and no more."""
+        self._held[slot] = rows
+        self._context.forget(slot, rows)

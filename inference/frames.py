@@ -3,10 +3,10 @@
 Lives here: frames (4-byte big-endian length + DAG-CBOR), the settings and facts they open with. Must not
 know: llama.cpp, asyncio, what a job is for.
 
-Node to worker: settings, then ["run", job, prompt, sampling, max_tokens, end_tokens, priority], ["cancel", job],
-["read", job, tokens read in all]. Worker to node: ["ready", facts] or ["fail", code, message, next step], then
-["step", [[job, token or -1, finish, error], …]] for each decode call, ["alive"] while it works without tokens.
-Neither side waits for an answer; the end of the stream is goodbye.
+Node to worker: settings, then ["run", job number, Order], ["cancel", job], ["read", job, tokens read in all].
+Worker to node: ["ready", facts] or ["fail", code, message, next step], then ["step", [[job, token or -1, finish,
+error, cached, logprobs], …]] for each decode call (see `inference.batch.Emission`), ["alive"] while it works
+without tokens. Neither side waits for an answer; the end of the stream is goodbye.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 import libipld
 
 from market.errors import EncodingInvalid
+from market.task import Sampling
 from market.values import decode_plain, value
 
 LIMIT_BYTES: Final = 4 * 1024 * 1024
@@ -48,6 +49,22 @@ class WorkerFacts:
     engine: str
     vocabulary: int
     isolation: str
+
+
+@value
+class Order:
+    """A job as a worker hears of it; see `inference.batch.Work`. Tokens are packed int32, `scope` is a hash."""
+
+    prompt: bytes
+    sampling: Sampling
+    max_tokens: int
+    end_tokens: tuple[int, ...] = ()
+    priority: int = 0
+    generated: bytes = b""
+    read: int = 0
+    scope: bytes = b""
+    logprobs: int = -1
+    grammar: str = ""
 
 
 def pack(message: Sequence[Any]) -> bytes:

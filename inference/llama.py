@@ -73,6 +73,12 @@ class LlamaContext:
     def forget(self, slot: int, start: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, start, -1)
 
+    def copy(self, source: int, slot: int) -> None:
+        """All of it: between sequences with buffers of their own, a partial copy aborts the process. 3 ms a 2,048
+        tokens of the default model; the bytes move when the next decode call begins."""
+        self.forget(slot, 0)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+
     def _logits(self, at: int) -> Logits:
         """A view into the library's buffer, without a copy."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, at)

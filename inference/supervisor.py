@@ -15,12 +15,14 @@ from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
-from inference.frames import FrameBuffer, WorkerFacts, WorkerSettings, pack, pack_tokens
+from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, pack_tokens
 from inference.isolation import child_command, child_environment
+from inference.prefix import KnownBlocks, block_keys, scope_key
+from inference.sampler import LOGPROBS_LIMIT, read_logprobs
+from inference.scheduler import CHUNK
 from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError
-from market.ports import Generated, Job
-from market.task import Sampling
-from market.values import encode, from_plain, to_plain
+from market.ports import Generated, Job, TokenLogprobs
+from market.values import from_plain, to_plain
 
 LOAD_LIMIT_S: Final = 300.0
 RESTART_LIMIT_S: Final = 10.0
@@ -44,28 +46,47 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 class JobStream:
-    """One job's tokens on their way from its worker to its reader."""
+    """One job's tokens on their way from its worker to its reader. It may change workers: a job that lost its
+    slot goes on where it was, under a new number, and its tokens are the same."""
 
     def __init__(self, number: int, job: Job) -> None:
         self.number = number
         self.job = job
+        self.scope = scope_key(job.scope)
+        self.blocks = block_keys(self.scope, job.prompt)
         self.worker: Worker | None = None
         self.ended = False
-        self._tokens: list[int] = []
-        self._finish: Literal["", "stop", "length"] = ""
-        self._error: OctoError | None = None
-        self._news = asyncio.Event()
+        self.generated: list[int] = []
+        """All tokens so far: what another worker would need to go on."""
+        self.deaths = 0
+        """How many workers ended under it."""
         self.read = 0
         self.told = 0
         """How many read tokens the worker knows of."""
+        self._logprobs: list[TokenLogprobs] = []
+        self._cached = 0
+        self._finish: Literal["", "stop", "length"] = ""
+        self._error: OctoError | None = None
+        self._news = asyncio.Event()
 
     @property
     def unread(self) -> int:
-        return len(self._tokens)
+        return len(self.generated) - self.read
 
-    def deliver(self, token: int, finish: Literal["", "stop", "length"]) -> None:
+    def deliver(
+        self,
+        token: int,
+        finish: Literal["", "stop", "length"],
+        *,
+        cached: int = 0,
+        logprobs: TokenLogprobs | None = None,
+    ) -> None:
+        if not self.generated:
+            self._cached = cached
         if token >= 0:
-            self._tokens.append(token)
+            self.generated.append(token)
+            if logprobs is not None:
+                self._logprobs.append(logprobs)
         self._finish = finish
         self.ended = bool(finish)
         self._news.set()
@@ -77,14 +98,32 @@ class JobStream:
 
     async def take(self) -> Generated:
         """All tokens that are there, waiting for the first; then the end, or the error."""
-        while not (self._tokens or self.ended):
+        while not (self.unread or self.ended):
             self._news.clear()
             await self._news.wait()
-        if self._error is not None and not self._tokens:
+        if self._error is not None and not self.unread:
             raise self._error
-        tokens, self._tokens = tuple(self._tokens), []
+        tokens = tuple(self.generated[self.read :])
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        cached = 0 if self.read else self._cached
         self.read += len(tokens)
-        return Generated(tokens=tokens, finish="" if self._error else self._finish)
+        return Generated(tokens=tokens, finish="" if self._error else self._finish, logprobs=logprobs, cached=cached)
+
+    def order(self) -> Order:
+        """What a worker must know to start the job, or to go on with it."""
+        job = self.job
+        return Order(
+            prompt=pack_tokens(job.prompt),
+            sampling=job.sampling,
+            max_tokens=job.max_tokens,
+            end_tokens=tuple(sorted(job.end_tokens)),
+            priority=job.priority,
+            generated=pack_tokens(self.generated),
+            read=self.read,
+            scope=self.scope,
+            logprobs=-1 if job.logprobs is None else job.logprobs,
+            grammar=job.grammar,
+        )
 
 
 class Worker:
@@ -96,12 +135,14 @@ class Worker:
         *,
         hang_s: float,
         on_change: Callable[[], None],
+        on_lost: Callable[[JobStream, OctoError], None] = lambda stream, error: stream.fail(error),
         command: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._command = command or child_command("inference.worker")
         self._hang_s = hang_s
         self._on_change = on_change
+        self._on_lost = on_lost
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._heard_at = 0.0
@@ -110,6 +151,8 @@ class Worker:
         self.broken: OctoError | None = None
         """Why the latest start failed; None as long as it may come up."""
         self.streams: dict[int, JobStream] = {}
+        self.blocks = self._no_blocks()
+        """What its lanes hold of prompts, roughly."""
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -117,15 +160,14 @@ class Worker:
         return self._process.pid if self._process is not None and self.ready else None
 
     def assign(self, stream: JobStream) -> None:
-        """Run a job; the worker has a free slot."""
-        job = stream.job
+        """Run a job, or go on with it; the worker has a free slot."""
         if not self.streams:
             self._heard_at = asyncio.get_running_loop().time()
         self.streams[stream.number] = stream
         stream.worker = self
-        sampling = encode(Sampling, job.sampling)
-        prompt, ends = pack_tokens(job.prompt), sorted(job.end_tokens)
-        self._send(["run", stream.number, prompt, sampling, job.max_tokens, ends, job.priority])
+        stream.told = stream.read
+        self.blocks.note(stream.blocks)
+        self._send(["run", stream.number, to_plain(Order, stream.order())])
 
     def acknowledge(self, stream: JobStream) -> None:
         """Tell the worker what was read, a quarter of a window at a time: it never has to stop for a steady reader."""
@@ -154,10 +196,14 @@ class Worker:
                 error = caught
             came_up, self.ready = self.ready, False
             lost, self.streams = self.streams, {}
-            for stream in lost.values():
-                stream.fail(EngineFailed(error.message, next_step="Try again: the worker is being restarted."))
+            self.blocks = self._no_blocks()
             failures = 0 if came_up else failures + 1
             self.broken = None if came_up else error
+            for stream in lost.values():
+                stream.worker = None
+                self._on_lost(
+                    stream, EngineFailed(error.message, next_step="Try again: the worker is being restarted.")
+                )
             if not self.started.done():
                 self.started.set_exception(error)
                 return
@@ -231,8 +277,8 @@ class Worker:
     def _hear(self, frame: Any) -> None:
         match frame:
             case ["step", list(emissions)]:
-                for job, token, finish, error in emissions:
-                    self._deliver(job, token, finish, error)
+                for emission in emissions:
+                    self._deliver(*emission)
                 if any(emission[2] for emission in emissions):
                     self._on_change()
             case ["alive"]:
@@ -253,19 +299,38 @@ class Worker:
             case _:
                 raise EncodingInvalid("unknown frame.")
 
-    def _deliver(self, job: int, token: int, finish: Any, error: str) -> None:
+    def _deliver(self, job: int, token: int, finish: Any, *more: Any) -> None:
+        error, cached, logprobs = more
         stream = self.streams.get(job)
         if stream is None:  # cancelled while this was on its way
             return
-        vocabulary = self.facts.vocabulary if self.facts is not None else 0
-        if not -1 <= token < vocabulary or finish not in _FINISHES or stream.unread > self._settings.window:
+        if not -1 <= token < self._vocabulary or finish not in _FINISHES or stream.unread > self._settings.window:
             raise EncodingInvalid("a token, or an end, that cannot be.")
+        if not 0 <= cached <= len(stream.job.prompt):
+            raise EncodingInvalid("more tokens from the cache than the prompt has.")
+        likelihoods = self._logprobs(stream.job, logprobs) if token >= 0 else None
         if finish:
             del self.streams[job]
         if finish == "error":
             stream.fail(EngineFailed(str(error)[:500]))
         else:
-            stream.deliver(token, finish)
+            stream.deliver(token, finish, cached=cached, logprobs=likelihoods)
+
+    def _logprobs(self, job: Job, data: bytes) -> TokenLogprobs | None:
+        """Raises ValueError for what is no answer to what the job asked."""
+        if job.logprobs is None:
+            return None
+        own, top = read_logprobs(data)
+        if len(top) != min(job.logprobs, LOGPROBS_LIMIT) or not all(0 <= at < self._vocabulary for at, _ in top):
+            raise ValueError("other log probabilities than were asked for")
+        return TokenLogprobs(logprob=own, top=top)
+
+    @property
+    def _vocabulary(self) -> int:
+        return self.facts.vocabulary if self.facts is not None else 0
+
+    def _no_blocks(self) -> KnownBlocks:
+        return KnownBlocks(self._settings.slots * self._settings.context // CHUNK)
 
     def _send(self, message: list[Any]) -> None:
         # If the process has just died the write is lost; `run` then fails the job.

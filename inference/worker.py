@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from inference.batch import Batch
-from inference.frames import FrameBuffer, WorkerFacts, WorkerSettings, pack, unpack_tokens
+from inference.batch import Batch, Emission, Work
+from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, unpack_tokens
 from inference.isolation import close_the_door, confine, die_with_parent
 from market.errors import OctoError
-from market.task import Sampling
-from market.values import decode, from_plain, to_plain
+from market.values import from_plain, to_plain
 
 HEARTBEAT_S: Final = 0.25
 _READ_BYTES: Final = 1 << 16
@@ -67,30 +66,41 @@ class Line:
 def serve(line: Line, batch: Batch) -> None:
     """Until the parent goes. Never waits while a job can run; sleeps when none can."""
     while True:
+        emissions = []
         for frame in line.receive(0 if batch.can_step else HEARTBEAT_S if len(batch) else None):
-            _obey(batch, frame)
-        emissions = batch.step()
+            emissions += _obey(batch, frame)
+        emissions += batch.step()
         if emissions:
             line.send(["step", [list(emission) for emission in emissions]])
         elif len(batch):
             line.heartbeat()
 
 
-def _obey(batch: Batch, frame: Any) -> None:
+def _obey(batch: Batch, frame: Any) -> list[Emission]:
     match frame:
-        case ["run", job, prompt, sampling, max_tokens, end_tokens, priority]:
-            batch.join(
-                job,
-                unpack_tokens(prompt),
-                decode(Sampling, sampling),
-                max_tokens=max_tokens,
-                end_tokens=frozenset(end_tokens),
-                priority=priority,
-            )
+        case ["run", job, order]:
+            failed = batch.join(job, _work(from_plain(Order, order)))
+            return [failed] if failed else []
         case ["read", job, count]:
             batch.acknowledge(job, count)
         case ["cancel", job]:
             batch.cancel(job)
+    return []
+
+
+def _work(order: Order) -> Work:
+    return Work(
+        prompt=unpack_tokens(order.prompt),
+        sampling=order.sampling,
+        max_tokens=order.max_tokens,
+        end_tokens=frozenset(order.end_tokens),
+        priority=order.priority,
+        generated=unpack_tokens(order.generated),
+        read=order.read,
+        scope=order.scope,
+        logprobs=order.logprobs,
+        grammar=order.grammar,
+    )
 
 
 def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:

@@ -11,69 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batch import Batch, Emission, Row
-from inference.scheduler import CHUNK, Decode, Prefill, Schedule, Waiting, layout
+from inference.scheduler import CHUNK, Decode, Prefill, Schedule, layout
 from market.errors import EngineFailed
-from market.task import Sampling
-
-GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
-VOCABULARY = 50
-
-
-class ArithmeticContext:
-    """The next token is a function of all tokens of the sequence so far. Checks what llama.cpp would check."""
-
-    def __init__(self, lanes: int, *, threads: int = 1, size: int = 4096) -> None:
-        self.lanes, self.threads, self.size = lanes, threads, size
-        self.held: list[list[int]] = [[] for _ in range(lanes)]
-        self.calls: list[list[Row]] = []
-        self.poisoned: set[int] = set()
-
-    def decode(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        self.calls.append(list(rows))
-        found = []
-        for row in rows:
-            assert row.position == len(self.held[row.slot]) < self.size, "positions follow one another"
-            self.held[row.slot].append(row.token)
-            if row.wanted:
-                logits = np.zeros(VOCABULARY, dtype=np.float32)
-                logits[self.next_token(self.held[row.slot])] = np.nan if row.slot in self.poisoned else 1
-                found.append(logits)
-        return found
-
-    def forget(self, slot: int, start: int) -> None:
-        del self.held[slot][start:]
-
-    @staticmethod
-    def next_token(tokens: Sequence[int]) -> int:
-        return (sum((at + 1) * token for at, token in enumerate(tokens)) + len(tokens)) % VOCABULARY
-
-
-def expected(prompt: Sequence[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(ArithmeticContext.next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-def prompt_of(length: int, salt: int = 0) -> list[int]:
-    return [(at * 7 + salt) % VOCABULARY for at in range(length)]
-
-
-def start(batch: Batch, job: int, prompt: Sequence[int], max_tokens: int, **more: object) -> None:
-    batch.join(job, prompt, GREEDY, max_tokens=max_tokens, **{"end_tokens": frozenset(), **more})  # type: ignore[arg-type]
-
-
-def run(batch: Batch, *, read: bool = True) -> dict[int, list[int]]:
-    answers: dict[int, list[int]] = {}
-    while batch.can_step:
-        for job, token, _, _ in batch.step():
-            answers.setdefault(job, [])
-            if token >= 0:
-                answers[job].append(token)
-            if read:
-                batch.acknowledge(job, len(answers[job]))
-    return answers
-
+from tests.inference.arithmetic import ArithmeticContext, expected, prompt_of, run, start
 
 # ---- the schedule --------------------------------------------------------------------------------
 
@@ -100,6 +40,28 @@ def test_a_running_stream_loses_at_most_one_chunk_between_two_tokens():
     gaps = [type(a) is Prefill and type(b) is Prefill for a, b in pairwise(steps)]
     assert not any(gaps[1:]), "after the first, every second step decodes"
     assert all(1 in step.jobs for step in steps if isinstance(step, Decode))
+
+
+def test_a_more_urgent_prompt_does_not_alternate_with_less_urgent_streams():
+    schedule = Schedule(slots=3, window=64)
+    schedule.join(1, prompt=10, priority=5)
+    schedule.next_step()
+    schedule.join(2, prompt=3 * CHUNK, priority=0)
+    assert [type(schedule.next_step()) for _ in range(4)] == [Prefill, Prefill, Prefill, Decode]
+    schedule.join(3, prompt=2 * CHUNK, priority=5)
+    assert [type(schedule.next_step()) for _ in range(4)] == [Prefill, Decode, Prefill, Decode]
+
+
+def test_a_resumed_job_has_its_prompt_in_64s_then_its_tokens_in_at_most_63s():
+    schedule = Schedule(slots=1, window=64)
+    schedule.join(1, prompt=70, generated=100)
+    steps = [schedule.next_step() for _ in range(4)]
+    assert [(step.start, step.stop, step.last) for step in steps] == [
+        (0, 64, False),
+        (64, 70, False),
+        (70, 133, False),
+        (133, 170, True),
+    ]
 
 
 def test_prompts_take_turns_so_a_short_one_does_not_wait_for_a_long_one():
@@ -150,14 +112,6 @@ def test_slots_are_taken_lowest_first_and_come_back():
     schedule.leave(2)
     schedule.leave(1)
     assert schedule.join(4, prompt=1).slot == 0
-
-
-def test_waiting_is_by_priority_then_first_come():
-    waiting: Waiting[str] = Waiting()
-    for name, priority in (("a", 1), ("b", 0), ("c", 1), ("d", 0)):
-        waiting.add(name, priority=priority)
-    waiting.discard("d")
-    assert [waiting.pop() for _ in range(len(waiting))] == ["b", "a", "c"]
 
 
 # ---- the shape of a call -------------------------------------------------------------------------
@@ -230,7 +184,7 @@ def test_joining_leaving_and_pausing_in_any_order_changes_no_answer(threads, dat
     running: set[int] = set()
 
     def hear(emissions: list[Emission]) -> None:
-        for job, token, finish, _ in emissions:
+        for job, token, finish, *_ in emissions:
             got[job].append(token)
             if finish:
                 running.discard(job)

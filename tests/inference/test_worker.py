@@ -18,13 +18,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inference.frames import LIMIT_BYTES, FrameBuffer, WorkerFacts, WorkerSettings, pack, pack_tokens, unpack_tokens
+from inference.frames import (
+    LIMIT_BYTES,
+    FrameBuffer,
+    Order,
+    WorkerFacts,
+    WorkerSettings,
+    pack,
+    pack_tokens,
+    unpack_tokens,
+)
 from inference.isolation import child_command, child_environment, landlock_abi
 from inference.supervisor import JobStream, Worker
 from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid
 from market.ports import Generated, Job
 from market.task import Sampling, TaskId
-from market.values import encode, to_plain
+from market.values import to_plain
 
 GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
 MEMORY = 4 << 30
@@ -33,6 +42,10 @@ MEMORY = 4 << 30
 def worker_settings(model: Path, **changes: object) -> WorkerSettings:
     values = {"slots": 2, "context": 256, "threads": 1, "window": 64, "memory_bytes": MEMORY, "core": -1}
     return WorkerSettings(parent=os.getpid(), model=str(model), **{**values, **changes})  # type: ignore[arg-type]
+
+
+def order(max_tokens: int) -> object:
+    return to_plain(Order, Order(prompt=pack_tokens([1, 2, 3]), sampling=GREEDY, max_tokens=max_tokens))
 
 
 class RealWorker:
@@ -76,7 +89,11 @@ def real_worker(default_model):
 
 
 def test_frames_survive_being_cut_anywhere():
-    messages = [["run", 1, pack_tokens([5, 2**31 - 1]), {"a": [1, -1]}], ["alive"], ["step", [[1, -1, "stop", ""]]]]
+    messages = [
+        ["run", 1, pack_tokens([5, 2**31 - 1]), {"a": [1, -1]}],
+        ["alive"],
+        ["step", [[1, -1, "stop", "", 0, b""]]],
+    ]
     data = b"".join(pack(message) for message in messages)
     for size in (1, 3, 7, len(data)):
         buffer = FrameBuffer()
@@ -108,20 +125,20 @@ def test_a_worker_says_what_it_is(real_worker):
 
 @pytest.mark.model
 def test_a_worker_answers_with_a_frame_a_step_and_pauses_at_the_window(real_worker):
-    real_worker.say(["run", 1, pack_tokens([1, 2, 3]), encode(Sampling, GREEDY), 100, [], 0])
+    real_worker.say(["run", 1, order(100)])
     tokens = []
     while (frame := real_worker.hear())[0] == "step":
-        [[job, token, finish, _]] = frame[1]
+        [[job, token, finish, *_]] = frame[1]
         assert (job, finish) == (1, "")
         tokens.append(token)
     assert frame == ["alive"] and len(tokens) == 64
     real_worker.say(["read", 1, 10])
     assert [real_worker.hear()[0] for _ in range(11)] == ["step"] * 10 + ["alive"]
     real_worker.say(["cancel", 1])
-    real_worker.say(["run", 2, pack_tokens([1, 2, 3]), encode(Sampling, GREEDY), 1, [], 0])
+    real_worker.say(["run", 2, order(1)])
     while (frame := real_worker.hear()) == ["alive"]:
         pass
-    assert frame == ["step", [[2, tokens[0], "length", ""]]]
+    assert frame == ["step", [[2, tokens[0], "length", "", 0, b""]]]
 
 
 @pytest.mark.model
@@ -284,11 +301,13 @@ def some_job() -> Job:
 @pytest.mark.parametrize(
     "speech",
     [
-        'line.sendall(pack(["step", [[1, 100, "", ""]]]))',
-        'line.sendall(pack(["step", [[1, "5", "", ""]]]))',
-        'line.sendall(pack(["step", [[1, 5, "maybe", ""]]]))',
+        'line.sendall(pack(["step", [[1, 100, "", "", 0, b""]]]))',
+        'line.sendall(pack(["step", [[1, "5", "", "", 0, b""]]]))',
+        'line.sendall(pack(["step", [[1, 5, "maybe", "", 0, b""]]]))',
         'line.sendall(pack(["step", [[1, 5]]]))',
-        'line.sendall(pack(["step", [[1, 5, "", ""]] * 100]))',
+        'line.sendall(pack(["step", [[1, 5, "", "", 2, b""]]]))',
+        'line.sendall(pack(["step", [[1, 5, "", "", "0", b""]]]))',
+        'line.sendall(pack(["step", [[1, 5, "", "", 0, b""]] * 100]))',
         'line.sendall(pack(["ready", {}]))',
         'line.sendall(pack({"step": 1}))',
         'line.sendall(b"\\xff" * 100)',
@@ -308,7 +327,9 @@ async def test_a_worker_that_talks_nonsense_or_dies_fails_its_jobs_at_once(speec
 
 
 async def test_tokens_that_came_before_the_end_are_delivered_before_the_error():
-    async with running(f'{_ROGUE}\nline.sendall(pack(["step", [[1, 5, "", ""], [1, 6, "", ""]]]))') as worker:
+    async with running(
+        f'{_ROGUE}\nline.sendall(pack(["step", [[1, 5, "", "", 0, b""], [1, 6, "", "", 0, b""]]]))'
+    ) as worker:
         stream = JobStream(1, some_job())
         worker.assign(stream)
         while not stream.ended:

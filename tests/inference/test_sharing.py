@@ -1,0 +1,224 @@
+"""Many jobs on the real engine: nobody's tokens change, nobody waits too long, nobody takes everything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inference.batch import Batch, Work
+from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.prefix import scope_key
+from market.errors import EngineFailed, RequestInvalid
+from market.ports import Job
+from tests.inference.engine_kit import GREEDY, SEEDED, answer, job, plain_logits, prompt_of, until
+
+pytestmark = pytest.mark.model
+
+SCOPE = scope_key("a client")
+
+
+@pytest.fixture(scope="module")
+async def engine(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=4, context=1024) as opened:
+        yield opened
+
+
+# ---- to the bit ----------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A context that keeps the logits it gave for each position of each slot's latest job."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.rows: dict[int, dict[int, np.ndarray]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def decode(self, rows: Any) -> Any:
+        logits = self._context.decode(rows)
+        for row, values in zip([row for row in rows if row.wanted], logits, strict=True):
+            self.rows.setdefault(row.slot, {})[row.position] = values.copy()
+        return logits
+
+
+def logits_of(context: Recorded, batch: Batch, work: Work, company: list[Work] = []) -> np.ndarray:  # noqa: B006
+    """The logits behind each token of `work`, which joins after `company` has begun."""
+    for number, other in enumerate(company):
+        batch.join(100 + number, other)
+        batch.step()
+    context.rows.clear()
+    assert batch.join(1, work) is None
+    tokens = []
+    while len(tokens) < work.max_tokens - len(work.generated):
+        for emission in batch.step():
+            assert emission.finish != "error", emission.error
+            tokens += [emission.token] if emission.job == 1 else []
+            batch.acknowledge(emission.job, 10**6)
+    for number in range(len(company)):
+        batch.cancel(100 + number)
+    first = len(work.prompt) + len(work.generated) - 1
+    for rows in context.rows.values():
+        picked = [rows.get(first + at) for at in range(len(tokens))]
+        if all(row is not None for row in picked) and [int(row.argmax()) for row in picked] == tokens:
+            return np.array(picked)
+    raise AssertionError("the job's logits were not seen")
+
+
+def test_logits_are_bit_equal_under_load_batching_prefix_cache_and_resumption(default_model):
+    """With one thread; test_llama_engine compares the tokens of two with those of one."""
+    from inference.llama import LlamaContext
+
+    context = Recorded(LlamaContext(default_model, slots=4, size=512, threads=1, memory_bytes=4 << 30))
+    batch = Batch(context, slots=4, window=64)
+    prompt = prompt_of(330)
+    fresh = plain_logits(default_model, prompt, 24)
+    work = Work(prompt=prompt, sampling=GREEDY, max_tokens=24, scope=SCOPE)
+    others = [
+        Work(prompt=prompt_of(length, length), sampling=GREEDY, max_tokens=150, scope=SCOPE) for length in (40, 129, 70)
+    ]
+    assert np.array_equal(logits_of(context, batch, work), fresh), "alone"
+    assert np.array_equal(logits_of(context, batch, work), fresh), "its prompt kept in its lane"
+    company = [Work(prompt=prompt, sampling=GREEDY, max_tokens=150, scope=SCOPE), *others[:2]]
+    assert np.array_equal(logits_of(context, batch, work, company), fresh), "its prompt copied from a running job"
+    fork = prompt[:130] + prompt_of(60, 5)
+    assert np.array_equal(
+        logits_of(context, batch, Work(prompt=fork, sampling=GREEDY, max_tokens=24, scope=SCOPE), others),
+        plain_logits(default_model, fork, 24),
+    ), "two blocks shared, then another text, in company"
+    tokens = [int(row.argmax()) for row in fresh]
+    for done in (1, 7, 20):
+        resumed = Work(prompt=prompt, sampling=GREEDY, max_tokens=24, generated=tokens[:done], read=done, scope=SCOPE)
+        assert np.array_equal(logits_of(context, batch, resumed, others), fresh[done:]), f"resumed after {done}"
+
+
+# ---- prefixes ------------------------------------------------------------------------------------
+
+
+async def test_a_prompt_is_prefilled_once_for_its_scope_and_anew_for_another(default_model):
+    async with open_llama_engine(default_model, workers=2, slots=2, context=512) as engine:
+        work = job(400, 12, sampling=SEEDED, scope="one")
+
+        async def cached(work: Job) -> tuple[int, list[int]]:
+            items = [item async for item in engine.generate(work)]
+            return sum(item.cached for item in items), [token for item in items for token in item.tokens]
+
+        assert (first := await cached(work))[0] == 0
+        busy = asyncio.create_task(answer(engine, job(20, 200, salt=7)))
+        await asyncio.sleep(0.1)
+        assert await cached(work) == (384, first[1]), "by the worker that has it, although it is the busier one"
+        assert await cached(job(400, 12, sampling=SEEDED, scope="another")) == (0, first[1])
+        assert await cached(job(400, 12, sampling=SEEDED)) == (0, first[1])
+        facts = engine.prefix_facts
+        assert (facts.hits, facts.cached_tokens, facts.prompt_tokens) == (1, 384, 4 * 400 + 20)
+        await busy
+
+
+# ---- who goes first ------------------------------------------------------------------------------
+
+
+async def test_an_urgent_job_takes_a_slot_at_once_and_the_loser_goes_on_unchanged(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=2, context=512) as engine:
+        works = [job(100, 80, sampling=SEEDED, salt=salt, priority=2) for salt in range(2)]
+        alone = [await answer(engine, work) for work in works]
+        order: list[str] = []
+
+        async def go(name: str, work: Job) -> list[int]:
+            tokens = await answer(engine, work)
+            order.append(name)
+            return tokens
+
+        batch = [asyncio.create_task(go(f"batch {at}", work)) for at, work in enumerate(works)]
+        await asyncio.sleep(0.3)
+        await go("realtime", job(10, 5))
+        assert order == ["realtime"]
+        assert await asyncio.gather(*batch) == alone
+
+
+async def test_batch_work_delays_a_realtime_prompt_by_a_chunk_at_most(engine):
+    """Counted in the worker's steps, not in time: see test_scheduler. Here: it is served while they are not done."""
+    batch = [asyncio.create_task(answer(engine, job(900, 100, salt=salt, priority=1))) for salt in range(8)]
+    await asyncio.sleep(0.2)
+    await answer(engine, job(130, 10))
+    assert not any(task.done() for task in batch)
+    for task in batch:
+        task.cancel()
+    await asyncio.gather(*batch, return_exceptions=True)
+
+
+async def test_a_client_that_asks_for_everything_does_not_starve_another(engine):
+    greedy = [asyncio.create_task(answer(engine, job(30, 150, salt=at, client="greedy"))) for at in range(40)]
+    await until(lambda: engine.load().running == 4)
+    assert len(await answer(engine, job(10, 10, client="modest"))) == 10
+    assert sum(task.done() for task in greedy) < 10
+    for task in greedy:
+        task.cancel()
+    await asyncio.gather(*greedy, return_exceptions=True)
+    await until(lambda: engine.load().running == engine.load().waiting == 0)
+
+
+async def test_a_job_whose_deadline_passes_while_it_waits_fails_and_others_do_not_notice(engine):
+    busy = [asyncio.create_task(answer(engine, job(10, 400, salt=at))) for at in range(4)]
+    await until(lambda: engine.load().running == 4)
+    started = time.monotonic()
+    with pytest.raises(EngineFailed, match=r"waited 0\.2 s .* deadline"):
+        await answer(engine, job(10, 5, deadline_s=0.2))
+    assert time.monotonic() - started < 5 and engine.load().waiting == 0
+    admitted = asyncio.create_task(answer(engine, job(10, 60, client="new", deadline_s=0.3)))
+    assert len(await admitted) == 60, "a deadline is for the start alone"
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(*busy, return_exceptions=True)
+
+
+async def test_thousands_of_tiny_requests_are_all_answered_or_refused(engine: LlamaEngine):
+    async def one(at: int) -> str:
+        try:
+            return "answered" if await answer(engine, job(1 + at % 3, 1, salt=at, client=f"{at % 7}")) else "empty"
+        except EngineFailed as error:
+            assert "waiting already" in str(error)
+            return "refused"
+
+    results = await asyncio.gather(*(one(at) for at in range(1500)))
+    assert results.count("answered") >= 1024 and set(results) <= {"answered", "refused"}
+    assert (engine.load().running, engine.load().waiting) == (0, 0)
+
+
+# ---- log probabilities ---------------------------------------------------------------------------
+
+
+async def test_logprobs_are_the_models_own_and_change_no_token(engine, default_model):
+    work = job(20, 8, sampling=SEEDED, logprobs=20)
+    items = [item async for item in engine.generate(work)]
+    tokens = [token for item in items for token in item.tokens]
+    logprobs = [entry for item in items for entry in item.logprobs]
+    assert tokens == await answer(engine, job(20, 8, sampling=SEEDED)) and len(logprobs) == 8
+    [first] = plain_logits(default_model, work.prompt, 1).astype(np.float64)
+    expected = first - first.max() - np.log(np.exp(first - first.max()).sum())
+    assert logprobs[0].logprob == pytest.approx(expected[tokens[0]], abs=1e-5)
+    assert [token for token, _ in logprobs[0].top] == np.argsort(-expected, kind="stable")[:20].tolist()
+    assert [value for _, value in logprobs[0].top] == pytest.approx(np.sort(expected)[::-1][:20].tolist(), abs=1e-5)
+    none = [item async for item in engine.generate(job(20, 3, logprobs=0))]
+    assert all(entry.top == () and entry.logprob < 0 for item in none for entry in item.logprobs)
+    assert all(item.logprobs == () for item in [item async for item in engine.generate(job(20, 3))])
+    for bad in (-1, 21):
+        with pytest.raises(RequestInvalid, match="0 to 20"):
+            await answer(engine, job(20, 3, logprobs=bad))
+
+
+async def test_closing_a_stream_that_waits_again_leaves_nothing_behind(default_model):
+    async with open_llama_engine(default_model, workers=1, slots=1, context=512) as engine:
+        async with aclosing(engine.generate(job(10, 400, priority=1))) as stream:
+            await anext(stream)
+            urgent = engine.generate(job(10, 400))
+            await anext(urgent)
+            assert (engine.load().running, engine.load().waiting) == (1, 1)
+        assert (engine.load().running, engine.load().waiting) == (1, 0)
+        await urgent.aclose()
+        assert len(await answer(engine, job(10, 5))) == 5
