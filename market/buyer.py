@@ -13,17 +13,20 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from market.asking import Ask, TextAsk, WorkAsk
 from market.deal import Deal
 from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
 from market.identity import PeerId
 from market.money import format_octo
 from market.offer import CheckedOffer
 from market.parts import DealParts
-from market.ports import Network, Tokenizers
+from market.ports import Meters, Network, Tokenizers
 from market.reception import Outcome
 from market.routing import Choice, Needs, Policy, choose
+from market.taking import Delta, Part, Shown
 from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId, may_fit
 from market.values import value
+from market.work import WorkRequest, WorkTask, encode_request, work_of
 
 log = structlog.get_logger()
 
@@ -41,13 +44,28 @@ def all_vetted(_offer: CheckedOffer) -> None:
 
 @value
 class Order:
-    """What the user asks for. `max_tokens` None means: as many as fit, up to the buyer's own default."""
+    """A text that the user asks for: an answer to `messages`, or the continuation of `text` (see `ChatTask`).
+    `max_tokens` None means: as many as fit, up to the buyer's own default."""
 
     model: str
-    messages: tuple[ChatMessage, ...]
+    messages: tuple[ChatMessage, ...] = ()
+    text: str = ""
     sampling: Sampling
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    grammar: str = ""
+    logprobs: int | None = None
+    mode: Mode = Mode.REALTIME
+    privacy: Privacy = Privacy.SHARED
+
+
+@value
+class WorkOrder:
+    """Work other than text: what `request` says, with a blob of audio or an image where it wants one."""
+
+    model: str
+    request: WorkRequest
+    blob: bytes = b""
     mode: Mode = Mode.REALTIME
     privacy: Privacy = Privacy.SHARED
 
@@ -62,25 +80,28 @@ class BuyerTerms:
     own_peers: frozenset[str] = frozenset()
 
 
-@value
-class Delta:
-    """A piece of the answer: text that may be shown now, and how many tokens it took."""
-
-    text: str
-    tokens: int
-
-
 class Purchase:
-    """An answer in the making. Iterate over its deltas; then `outcome` is set."""
+    """An answer in the making. Iterate over its deltas, or over its parts; then `outcome` is set."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order | WorkOrder) -> None:
         self.order = order
         self.outcome: Outcome | None = None
         self.cancelled = asyncio.Event()
-        self._queue: asyncio.Queue[Delta | OctoError | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[Shown | OctoError | None] = asyncio.Queue()
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Raises the OctoError that ended the answer, if one did."""
+        """Of an Order. Raises the OctoError that ended the answer, if one did."""
+        async for item in self._shown():
+            assert isinstance(item, Delta)
+            yield item
+
+    async def parts(self) -> AsyncIterator[Part]:
+        """Of a WorkOrder. Raises the OctoError that ended the work, if one did."""
+        async for item in self._shown():
+            assert isinstance(item, Part)
+            yield item
+
+    async def _shown(self) -> AsyncIterator[Shown]:
         while (item := await self._queue.get()) is not None:
             if isinstance(item, OctoError):
                 raise item
@@ -90,7 +111,7 @@ class Purchase:
         """Nobody reads on: stop the provider, settle what was delivered."""
         self.cancelled.set()
 
-    def put(self, item: Delta | OctoError | None) -> None:
+    def put(self, item: Shown | OctoError | None) -> None:
         self._queue.put_nowait(item)  # bounded by max_tokens, so a slow reader needs no other bound
 
 
@@ -102,6 +123,7 @@ class Buyer:
         network: Network,
         offers: Callable[[], Sequence[CheckedOffer]],
         tokenizers: Tokenizers,
+        meters: Meters,
         policy: Policy,
         terms: BuyerTerms,
         vet: Vet = all_vetted,
@@ -110,6 +132,7 @@ class Buyer:
         self._network = network
         self._offers = offers
         self._tokenizers = tokenizers
+        self._meters = meters
         self._policy = policy
         self._terms = terms
         self._vet = vet
@@ -117,7 +140,7 @@ class Buyer:
         self._silences: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def buy(self, order: Order) -> AsyncIterator[Purchase]:
+    async def buy(self, order: Order | WorkOrder) -> AsyncIterator[Purchase]:
         """Start buying; leaving the block before the end cancels, and settles in the background."""
         purchase = Purchase(order)
         story = asyncio.create_task(self._tell(purchase))
@@ -151,18 +174,9 @@ class Buyer:
 
     async def _story(self, purchase: Purchase) -> Outcome:
         order = purchase.order
-        tokenizer = await self._tokenizers.tokenizer(order.model)
-        context = max(self._contexts(order.model), default=0)
-        if context and not may_fit(order.messages, context):
-            raise PromptTooLong(
-                f"the messages are too long for the largest context on offer, {context} tokens.",
-                next_step="Shorten the messages.",
-                param="messages",
-            )
-        prompt = tokenizer.render(order.messages)
+        ask = await (self._ask_for_text(order) if isinstance(order, Order) else self._ask_for_work(order))
         task_id = TaskId(self._parts.random(32))
-        task = self._task(order, len(prompt))
-        choice = self._choose(task_id, task, len(prompt))
+        choice = self._choose(task_id, ask)
         failures: dict[str, str] = {}
         for candidate in choice.ranked[: self._terms.attempts]:
             silences = self._silences[candidate.peer]
@@ -170,11 +184,9 @@ class Buyer:
                 parts=self._parts,
                 candidate=candidate,
                 task_id=task_id,
-                task=task,
-                prompt=prompt,
-                tokenizer=tokenizer,
+                ask=ask,
                 cancelled=purchase.cancelled,
-                emit=lambda text, tokens: purchase.put(Delta(text=text, tokens=tokens)),
+                emit=purchase.put,
             )
             try:
                 conversation = await self._network.open_conversation(PeerId(candidate.peer), task_id)
@@ -196,6 +208,32 @@ class Buyer:
             reasons={**choice.refused, **failures},
             next_step="Try again in a moment; `octo-node offers` shows who is there.",
         )
+
+    async def _ask_for_text(self, order: Order) -> Ask:
+        tokenizer = await self._tokenizers.tokenizer(order.model)
+        context = max(self._contexts(order.model), default=0)
+        if context and not may_fit(order.messages, order.text, context):
+            raise PromptTooLong(
+                f"the prompt is too long for the largest context on offer, {context} tokens.",
+                next_step="Shorten the messages.",
+                param="messages",
+            )
+        prompt = tokenizer.render(order.messages) if order.messages else tokenizer.encode(order.text)
+        return TextAsk(self._task(order, len(prompt)), prompt, tokenizer)
+
+    async def _ask_for_work(self, order: WorkOrder) -> Ask:
+        meter = await self._meters.meter(order.model, work_of(order.request))
+        units_in = meter.units_in(order.request, order.blob)  # first: it judges the input
+        task = WorkTask(
+            model=order.model,
+            request=encode_request(order.request),
+            blob_bytes=len(order.blob),
+            max_units=meter.units_out_limit(order.request, order.blob),
+            mode=order.mode,
+            privacy=order.privacy,
+            salt=self._parts.random(32),
+        )
+        return WorkAsk(task, order.request, order.blob, units_in, meter)
 
     def _contexts(self, model: str) -> list[int]:
         """The context of every offer of the model, in tokens."""
@@ -220,6 +258,9 @@ class Buyer:
         return ChatTask(
             model=order.model,
             messages=order.messages,
+            text=order.text,
+            grammar=order.grammar,
+            logprobs=order.logprobs,
             sampling=order.sampling,
             max_tokens=order.max_tokens or max(1, min(room, self._terms.default_max_tokens)),
             stop=order.stop,
@@ -228,15 +269,16 @@ class Buyer:
             salt=self._parts.random(32),
         )
 
-    def _choose(self, task_id: TaskId, task: ChatTask, tokens_in: int) -> Choice:
+    def _choose(self, task_id: TaskId, ask: Ask) -> Choice:
         offers = self._offers()
         needs = Needs(
             task=task_id,
-            model=task.model,
-            tokens_in=tokens_in,
-            max_tokens=task.max_tokens,
-            mode=task.mode,
-            privacy=task.privacy,
+            work=ask.work,
+            model=ask.model,
+            tokens_in=ask.tokens_in,
+            max_tokens=ask.max_tokens,
+            mode=ask.mode,
+            privacy=ask.privacy,
             rail=self._parts.rail,
             own=self._terms.own_peers | {self._network.peer},
             unvetted={o.offer.peer: why for o in offers if (why := self._vet(o)) is not None},

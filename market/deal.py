@@ -10,6 +10,7 @@ import asyncio
 
 import structlog
 
+from market.asking import Ask
 from market.errors import EncodingInvalid, InsufficientFunds, OctoError, PeerBrokeProtocol, PeerRefused, RequestInvalid
 from market.identity import Binding, SignedBinding, check_binding
 from market.message import (
@@ -20,17 +21,16 @@ from market.message import (
     Refuse,
     Reject,
     TaskError,
-    TaskRequest,
 )
 from market.money import format_octo
 from market.parts import DealParts
-from market.ports import Conversation, Tokenizer
+from market.ports import Conversation
 from market.purse import Spending
 from market.quote import Quote, SignedQuote, check_quote
 from market.reception import Emit, Outcome, Reception
 from market.routing import Candidate
 from market.talk import Talk
-from market.task import ChatTask, TaskId, prompt_digest
+from market.task import TaskId
 from market.voucher import Opening, VoucherFrame
 
 log = structlog.get_logger()
@@ -43,20 +43,14 @@ class Deal:
         parts: DealParts,
         candidate: Candidate,
         task_id: TaskId,
-        task: ChatTask,
-        prompt: tuple[int, ...],
-        tokenizer: Tokenizer,
+        ask: Ask,
         cancelled: asyncio.Event,
         emit: Emit,
     ) -> None:
         self._parts = parts
         self._candidate = candidate
         self._task_id = task_id
-        self._task = task
-        self._tokens_in = len(prompt)
-        self._prompt = prompt_digest(task.salt, prompt)
-        self._sampling = task.sampling.digest()
-        self._tokenizer = tokenizer
+        self._ask = ask
         self._cancelled = cancelled
         self._emit = emit
         self.prepaid = False
@@ -94,12 +88,12 @@ class Deal:
                 parts=self._parts,
                 talk=talk,
                 task_id=self._task_id,
-                task=self._task,
+                salt=self._ask.salt,
+                taking=self._ask.taking(talk.peer),
                 quote=signed,
                 provider=provider,
                 binding=propose.binding,
                 spending=spending,
-                tokenizer=self._tokenizer,
                 cancelled=self._cancelled,
                 emit=self._emit,
                 on_start=lambda: self._on_start(cost_in),
@@ -136,13 +130,14 @@ class Deal:
         await talk.say(
             CallForProposals(
                 binding=self._parts.binding,
-                model=self._task.model,
-                tokens_in=self._tokens_in,
-                max_tokens=self._task.max_tokens,
-                prompt=self._prompt,
-                sampling=self._sampling,
-                mode=self._task.mode,
-                privacy=self._task.privacy,
+                work=self._ask.work,
+                model=self._ask.model,
+                tokens_in=self._ask.tokens_in,
+                max_tokens=self._ask.max_tokens,
+                prompt=self._ask.prompt,
+                sampling=self._ask.sampling,
+                mode=self._ask.mode,
+                privacy=self._ask.privacy,
                 rail=self._parts.rail,
                 channel=named,
             )
@@ -169,9 +164,9 @@ class Deal:
     def _check_quote(self, talk: Talk, signed: SignedQuote) -> Quote:
         """The quote, once it is signed and for exactly what we asked."""
         quote = check_quote(signed, receipt_key=self._candidate.offer.binding.receipt_key)
-        if quote.tokens_in != self._tokens_in:
+        if quote.tokens_in != self._ask.tokens_in:
             raise PeerBrokeProtocol(
-                f"the quote counts {quote.tokens_in} prompt tokens, ours has {self._tokens_in}; nothing was paid.",
+                f"the quote counts {quote.tokens_in} prompt tokens, ours has {self._ask.tokens_in}; nothing was paid.",
                 peer=talk.peer,
             )
         asked: dict[str, object] = {
@@ -179,12 +174,12 @@ class Deal:
             "task": self._task_id,
             "provider": self._candidate.peer,
             "client": self._parts.peer,
-            "model": self._task.model,
+            "model": self._ask.model,
             "weights": self._candidate.model.weights,
             "rail": self._parts.rail,
-            "prompt": self._prompt,
-            "sampling": self._sampling,
-            "max_tokens": self._task.max_tokens,
+            "prompt": self._ask.prompt,
+            "sampling": self._ask.sampling,
+            "max_tokens": self._ask.max_tokens,
         }
         for name, ours in asked.items():
             if getattr(quote, name) != ours:
@@ -213,4 +208,5 @@ class Deal:
             await talk.say(Accept(quote=signed.digest(), opening=opening, voucher=frame))
 
         await spending.pay_up_to(signed.read().cost_in(), signed.digest(), send=send)
-        await talk.say(TaskRequest(task=self._task))
+        for body in self._ask.bodies():
+            await talk.say(body)

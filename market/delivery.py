@@ -1,28 +1,27 @@
 """The second half of the selling story: generate, meter, receipt, collect.
 
-Tokens stream while money follows: each tick is receipted, and generation runs at most two ticks ahead of
+Tokens, or pieces, stream while money follows: each tick is receipted, and generation runs at most two ticks ahead of
 the vouchers. A receipt is on disk before it is sent; no disk write stands between two tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Literal
 
 import structlog
 
 from market.errors import OctoError, PaymentRefused
-from market.message import TOKENS_PER_FRAME_LIMIT, Cancel, Payment, Queued, TaskResponse, TickReceipt, Tokens
+from market.goods import Goods, Item
+from market.message import Cancel, Payment, TaskResponse, TickReceipt
 from market.parts import SellerParts
-from market.ports import Engine, Job, Tokenizer
 from market.quote import SignedQuote
 from market.receipt import Receipt, sign_receipt
 from market.record import Commitment, ReceiptRecord, record_of
 from market.talk import Talk, stop_tasks
-from market.task import ChatTask, TaskId
-from market.text import TextAssembler
+from market.task import TaskId
 from market.till import Account
 from market.values import encode
 
@@ -30,7 +29,6 @@ log = structlog.get_logger()
 
 COALESCE_S = 0.015
 """Later tokens wait this long for company: one Python loop carries many streams (DESIGN section 5)."""
-BUFFER_TOKENS = 128
 TICKS_AHEAD = 2
 
 Finish = Literal["", "stop", "length", "cancelled", "error"]
@@ -43,44 +41,35 @@ class Delivery:
         self,
         *,
         talk: Talk,
-        task: ChatTask,
+        goods: Goods,
+        salt: bytes,
         quote: SignedQuote,
-        prompt: tuple[int, ...],
-        engine: Engine,
-        tokenizer: Tokenizer,
         account: Account,
         seller: SellerParts,
-        priority: int,
     ) -> None:
         self._talk = talk
         self._task_id = TaskId(talk.conversation.task)
-        self._task = task
+        self._goods = goods
+        self._salt = salt
         self._signed_quote = quote
         self._quote = quote.read()
-        self._engine = engine
-        self._tokenizer = tokenizer
         self._account = account
         self._seller = seller
-        self._job = Job(
-            task=self._task_id,
-            prompt=prompt,
-            sampling=task.sampling,
-            max_tokens=task.max_tokens,
-            end_tokens=tokenizer.end_tokens,
-            priority=priority,
-        )
         self._transcript = seller.verifier.open_transcript(
-            task=self._task_id, quote=quote.digest(), prompt=self._quote.prompt, sampling=self._quote.sampling
+            task=self._task_id,
+            quote=quote.digest(),
+            prompt=self._quote.prompt,
+            sampling=self._quote.sampling,
+            pieces=goods.pieces,
         )
-        self._text = TextAssembler(task.stop)
         self._started_ms = seller.clock.now_ms()
-        self._buffer: list[int] = []
-        self._pending: list[int] = []
+        self._buffer: list[Item] = []
+        self._pending: list[Item] = []
+        self._units = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._finish: Finish = ""
         self._failure: Exception | None = None
-        self._sent = 0
         self._issued: list[tuple[Receipt, bytes]] = []
         self._generating: asyncio.Task[None] | None = None
         self._issuing: asyncio.Task[None] | None = None
@@ -105,12 +94,12 @@ class Delivery:
     async def _generate(self) -> None:
         """Pump the engine into the buffer, and no further than the buffer."""
         try:
-            async with aclosing(self._engine.generate(self._job)) as stream:
-                async for generated in stream:
-                    self._buffer.extend(generated.tokens)
-                    self._finish = self._finish or generated.finish
+            async with aclosing(self._goods.stream()) as stream:
+                async for items, ending in stream:
+                    self._buffer.extend(items)
+                    self._finish = self._finish or ending
                     self._wake.set()
-                    while len(self._buffer) > BUFFER_TOKENS:
+                    while len(self._buffer) > self._goods.buffer_limit:
                         self._room.clear()
                         await self._room.wait()
         except OctoError as error:
@@ -138,7 +127,7 @@ class Delivery:
     # ---- meter ----
 
     async def _meter(self) -> Finish:
-        """Send tokens as they come, coalesced; at each tick, a receipt. Returns why the answer ended."""
+        """Send items as they come, coalesced; at each tick, a receipt. Returns why the answer ended."""
         loop = asyncio.get_running_loop()
         last_send = last_tick = loop.time()
         first = True
@@ -150,13 +139,12 @@ class Delivery:
             self._raise_failure()
             if not first and self._finish == "":
                 await asyncio.sleep(max(0.0, last_send + COALESCE_S - loop.time()))
-            tokens, self._buffer = self._buffer, []
+            items, self._buffer = self._buffer, []
             self._room.set()
             if self._finish == "cancelled":
                 return "cancelled"
-            for token in tokens:
-                self._count(token)
-                if self._text.stopped:
+            for item in items:
+                if self._count(item):
                     await self._flush()
                     return "stop"
                 if self._since_receipt() >= self._seller.terms.tick_tokens:
@@ -166,30 +154,29 @@ class Delivery:
                 await self._tick()
                 last_tick = loop.time()
             await self._flush()
-            if not tokens and first and not self._finish:
-                await self._talk.say(Queued(position=self._engine.load().waiting))
-            first = first and not tokens
+            if not items and not self._finish and (first or self._goods.pieces):
+                await self._talk.say(self._goods.alive())
+            first = first and not items
             last_send = loop.time()
             if self._finish and not self._buffer:
                 return self._finish
 
-    def _count(self, token: int) -> None:
-        text = self._tokenizer.token_bytes(token)
-        self._transcript.add(token, text)
-        self._text.feed(text)
-        self._pending.append(token)
+    def _count(self, item: Item) -> bool:
+        """Whether it was the last that was asked for."""
+        self._transcript.add(item.number, item.data)
+        self._units += item.units
+        self._pending.append(item)
+        return self._goods.take(item)
 
     def _since_receipt(self) -> int:
-        receipted = self._issued[-1][0].tokens_out if self._issued else 0
-        return len(self._transcript.tokens) - receipted
+        return self._units - (self._issued[-1][0].tokens_out if self._issued else 0)
 
     async def _flush(self, commitment: Commitment | None = None) -> None:
         """Send what is pending; with `commitment`, close the chunk after it."""
-        while self._pending:
-            tokens, self._pending = self._pending[:TOKENS_PER_FRAME_LIMIT], self._pending[TOKENS_PER_FRAME_LIMIT:]
-            head = commitment.head if commitment and not self._pending else None
-            await self._talk.say(Tokens(start=self._sent, tokens=tuple(tokens), head=head))
-            self._sent += len(tokens)
+        pending: Sequence[Item]
+        pending, self._pending = self._pending, []
+        for frame in self._goods.frames(pending, commitment.head if commitment else None):
+            await self._talk.say(frame)
 
     # ---- receipt ----
 
@@ -222,7 +209,7 @@ class Delivery:
             task=self._task_id.hex(),
             peer=self._talk.peer,
             tokens_in=self._quote.tokens_in,
-            tokens_out=len(self._transcript.tokens),
+            tokens_out=self._units,
             finish=finish,
             receipt=record.receipt.cid(),
         )
@@ -266,7 +253,7 @@ class Delivery:
             quote=self._signed_quote,
             binding=encode(type(seller.binding), seller.binding),
             transcript=self._transcript,
-            salt=self._task.salt,
+            salt=self._salt,
         )
 
     # ---- collect ----

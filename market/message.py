@@ -2,7 +2,7 @@
 
     NEGOTIATE      cfp -> propose | refuse -> counter -> accept | reject     (FIPA contract net)
     TASK_REQUEST   the task itself, after accept
-    STATUS_UPDATE  tokens, receipts, vouchers, queue position, heartbeat, cancel
+    STATUS_UPDATE  input, tokens, pieces, progress, receipts, vouchers, queue position, heartbeat, cancel
     TASK_RESPONSE  the final receipt and why the answer ended
     ERROR          whose fault, a stable code, whether to retry
 
@@ -22,11 +22,14 @@ from market.receipt import SignedReceipt
 from market.task import ChatTask, Mode, Privacy
 from market.values import Word, value
 from market.voucher import Opening, VoucherFrame
+from market.work import BLOB_LIMIT_BYTES, PIECE_LIMIT_BYTES, UNITS_LIMIT, Work, WorkTask
 
 Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 ShortText = Annotated[str, Field(max_length=500)]
 Code = Annotated[str, Field(max_length=64)]
 TOKENS_PER_FRAME_LIMIT = 512
+PART_LIMIT_BYTES = 512 * 1024
+"""Of a blob or a piece in one frame: half of what a frame may hold."""
 
 
 class MessageType(Word):
@@ -43,6 +46,7 @@ class CallForProposals:
 
     kind: Literal["cfp"] = "cfp"
     binding: SignedBinding
+    work: Work = Work.CHAT
     model: Annotated[str, Field(max_length=128)]
     tokens_in: Annotated[int, Field(ge=1, lt=2**31)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)]
@@ -101,13 +105,38 @@ class Reject:
 @value
 class TaskRequest:
     kind: Literal["task"] = "task"
-    task: ChatTask
+    task: ChatTask | WorkTask
+
+
+@value
+class Input:
+    """A part of the task's blob, in order."""
+
+    kind: Literal["input"] = "input"
+    start: Annotated[int, Field(ge=0, lt=BLOB_LIMIT_BYTES)]
+    data: Annotated[bytes, Field(min_length=1, max_length=PART_LIMIT_BYTES)]
+
+
+@value
+class Likely:
+    """A token that could have been drawn, and its log probability in millionths."""
+
+    token: Annotated[int, Field(ge=0, lt=2**31)]
+    micro: Annotated[int, Field(ge=-(2**40), le=0)]
+
+
+@value
+class Logprobs:
+    """Of one token: its own log probability in millionths, and the likeliest ones, best first."""
+
+    own_micro: Annotated[int, Field(ge=-(2**40), le=0)]
+    top: Annotated[tuple[Likely, ...], Field(max_length=20)] = ()
 
 
 @value
 class Tokens:
     """Generated tokens from absolute output position `start`. With `head`, the open chunk closes after
-    them and `head` is the transcript's chain head then."""
+    them and `head` is the transcript's chain head then. `logprobs` is one for each token, if they were asked for."""
 
     kind: Literal["tokens"] = "tokens"
     start: Annotated[int, Field(ge=0, lt=2**31)]
@@ -115,6 +144,29 @@ class Tokens:
         tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=TOKENS_PER_FRAME_LIMIT)
     ]
     head: Digest | None = None
+    logprobs: Annotated[tuple[Logprobs, ...], Field(max_length=TOKENS_PER_FRAME_LIMIT)] = ()
+
+
+@value
+class Piece:
+    """A part of piece number `index`, which has `size` bytes and counts for `units`. `head` as in Tokens, on the
+    last part only: a piece is a chunk of its own."""
+
+    kind: Literal["piece"] = "piece"
+    index: Annotated[int, Field(ge=0, lt=2**31)]
+    units: Annotated[int, Field(ge=0, le=UNITS_LIMIT)]
+    size: Annotated[int, Field(ge=1, le=PIECE_LIMIT_BYTES)]
+    start: Annotated[int, Field(ge=0, lt=PIECE_LIMIT_BYTES)]
+    data: Annotated[bytes, Field(min_length=1, max_length=PART_LIMIT_BYTES)]
+    head: Digest | None = None
+
+
+@value
+class Progress:
+    """How far the whole is, in percent; also a sign of life."""
+
+    kind: Literal["progress"] = "progress"
+    percent: Annotated[int, Field(ge=0, le=100)]
 
 
 @value
@@ -162,7 +214,7 @@ class TaskError:
 Body = Annotated[
     CallForProposals | Propose | Refuse | Counter | Accept | Reject
     | TaskRequest
-    | Tokens | TickReceipt | Payment | Queued | Cancel
+    | Input | Tokens | Piece | Progress | TickReceipt | Payment | Queued | Cancel
     | TaskResponse
     | TaskError,
     Field(discriminator="kind"),
@@ -176,7 +228,10 @@ TYPE_OF: dict[type, MessageType] = {
     Accept: MessageType.NEGOTIATE,
     Reject: MessageType.NEGOTIATE,
     TaskRequest: MessageType.TASK_REQUEST,
+    Input: MessageType.STATUS_UPDATE,
     Tokens: MessageType.STATUS_UPDATE,
+    Piece: MessageType.STATUS_UPDATE,
+    Progress: MessageType.STATUS_UPDATE,
     TickReceipt: MessageType.STATUS_UPDATE,
     Payment: MessageType.STATUS_UPDATE,
     Queued: MessageType.STATUS_UPDATE,

@@ -1,7 +1,7 @@
 """What may follow what between buyer and seller of one task: FIPA contract net, then the task itself.
 
-buyer   cfp             accept  task   payment|cancel …                payment
-seller       propose                   queued|tokens|receipt …  response
+buyer   cfp             accept  task   input|payment|cancel …                  payment
+seller       propose                   queued|progress|tokens|piece|receipt …  response
              refuse
 either side may end it with ERROR. `counter` and a non-final `reject` ask for another proposal,
 a bounded number of times. What is not in the table is a broken protocol.
@@ -39,10 +39,13 @@ _STEPS: dict[tuple[Stage, Side, str], Stage] = {
     (Stage.PROPOSED, "buyer", "reject"): Stage.CALLED,
     (Stage.PROPOSED, "buyer", "accept"): Stage.ACCEPTED,
     (Stage.ACCEPTED, "buyer", "task"): Stage.RUNNING,
+    (Stage.RUNNING, "buyer", "input"): Stage.RUNNING,
     (Stage.RUNNING, "buyer", "payment"): Stage.RUNNING,
     (Stage.RUNNING, "buyer", "cancel"): Stage.RUNNING,
     (Stage.RUNNING, "seller", "queued"): Stage.RUNNING,
+    (Stage.RUNNING, "seller", "progress"): Stage.RUNNING,
     (Stage.RUNNING, "seller", "tokens"): Stage.RUNNING,
+    (Stage.RUNNING, "seller", "piece"): Stage.RUNNING,
     (Stage.RUNNING, "seller", "receipt"): Stage.RUNNING,
     (Stage.RUNNING, "seller", "response"): Stage.SETTLING,
     (Stage.SETTLING, "buyer", "payment"): Stage.SETTLING,

@@ -11,6 +11,7 @@ from market.identity import Binding, PeerSigner, SignedBinding, check_binding, c
 from market.money import Amount
 from market.task import Mode, Privacy
 from market.values import Word, decode, encode, value
+from market.work import Work
 
 OFFER_LIMIT_BYTES = 16 * 1024
 OFFER_TTL_LIMIT_MS = 10 * 60_000
@@ -29,8 +30,8 @@ class Tier(Word):
 
 @value
 class ModelOffer:
-    """One model of an offer. Prices are 10^-18 OCTO per million tokens; `context` is tokens per slot;
-    `tokens_per_s` is what one stream was measured to reach."""
+    """One model of an offer. Prices are 10^-18 OCTO per million tokens (or units, see `market.work`); `context` is
+    tokens per slot; `tokens_per_s` is what one stream was measured to reach; `works` what it can be asked for."""
 
     model: Cid
     weights: Cid
@@ -41,6 +42,7 @@ class ModelOffer:
     modes: Annotated[tuple[Mode, ...], Field(max_length=8)]
     engine: Annotated[str, Field(max_length=128)]
     tokens_per_s: Annotated[int, Field(ge=0, lt=2**31)]
+    works: Annotated[tuple[Work, ...], Field(min_length=1, max_length=8)] = (Work.CHAT,)
 
 
 @value

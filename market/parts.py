@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from market.identity import PeerId, SignedBinding, WalletSigner
 from market.offer import ModelOffer
-from market.ports import Books, Clock, Engine, Random, Standing, Tokenizer, Verifier
+from market.ports import Books, Clock, Engine, Meter, Random, Standing, Tokenizer, Verifier, WorkEngine
 from market.prepaid import PrepaidCap
 from market.purse import Purse
 from market.till import Till
@@ -79,6 +79,18 @@ class Served:
         self.tokenizer = tokenizer
 
 
+class ServedWork:
+    """A model for other work than text: what it offers, what does it, how it is counted."""
+
+    def __init__(self, model: ModelOffer, engine: WorkEngine, meter: Meter) -> None:
+        self.model = model
+        self.engine = engine
+        self.meter = meter
+
+
+Serving = Served | ServedWork
+
+
 class SellerParts:
     """What every sale of a seller shares."""
 
@@ -90,7 +102,7 @@ class SellerParts:
         binding: SignedBinding,
         receipt_key: WalletSigner,
         rail: str,
-        served: Callable[[], Mapping[str, Served]],
+        served: Callable[[], Mapping[str, Serving]],
         till: Till,
         books: Books,
         verifier: Verifier,

@@ -161,6 +161,13 @@ class Meter(Protocol):
         """What one piece counts for. Raises EncodingInvalid for a piece that is none."""
 
 
+class Meters(Protocol):
+    async def meter(self, model: str, work: Work) -> Meter:
+        """The meter of a manifest CID, its files fetched and verified if need be.
+
+        Raises ModelUnknown or ContentUnavailable."""
+
+
 class Tokenizer(Protocol):
     """A model's tokenizer and chat template, from its manifest: the weights are not needed."""
 
@@ -238,7 +245,9 @@ class Expectation:
 
 
 class Verifier(Protocol):
-    def open_transcript(self, *, task: TaskId, quote: bytes, prompt: bytes, sampling: bytes) -> Transcript: ...
+    def open_transcript(
+        self, *, task: TaskId, quote: bytes, prompt: bytes, sampling: bytes, pieces: bool = False
+    ) -> Transcript: ...
 
     def check_receipt(self, signed: SignedReceipt, expected: Expectation) -> Receipt:
         """The receipt inside, once all that the buyer can know holds; raises PeerBrokeProtocol naming what does not."""

@@ -1,36 +1,36 @@
 """The second half of the buying story: stream, verify, pay.
 
-Every token message extends our own transcript; a receipt is paid only if it says what we saw. Vouchers
+Every token or piece extends our own transcript; a receipt is paid only if it says what we saw. Vouchers
 are written and sent beside the stream, so that no disk write stands between two tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 
 import structlog
 
 from market.errors import OctoError, PeerBrokeProtocol
 from market.identity import Binding, PeerId, SignedBinding
-from market.message import Cancel, Payment, TaskResponse, TickReceipt, Tokens
+from market.message import Cancel, Payment, TaskResponse, TickReceipt
 from market.parts import DealParts
-from market.ports import Expectation, Tokenizer
+from market.ports import Expectation
 from market.purse import Spending
 from market.quote import SignedQuote
 from market.receipt import Receipt, SignedReceipt
 from market.record import Commitment, ReceiptRecord, record_of
+from market.taking import Shown, Taken, Taking
 from market.talk import Talk, stop_tasks
-from market.task import ChatTask, TaskId
-from market.text import TextAssembler
+from market.task import TaskId
 from market.values import encode, value
 from market.voucher import VoucherFrame
 
 log = structlog.get_logger()
 
-Emit = Callable[[str, int], None]
-"""Takes a piece of text that may be shown, and how many tokens it took."""
+Emit = Callable[[Shown], None]
+"""Takes what may be shown, piece by piece."""
 
 
 @value
@@ -66,12 +66,12 @@ class Reception:
         parts: DealParts,
         talk: Talk,
         task_id: TaskId,
-        task: ChatTask,
+        salt: bytes,
+        taking: Taking,
         quote: SignedQuote,
         provider: Binding,
         binding: SignedBinding,
         spending: Spending,
-        tokenizer: Tokenizer,
         cancelled: asyncio.Event,
         emit: Emit,
         on_start: Callable[[], None],
@@ -79,20 +79,23 @@ class Reception:
         self._parts = parts
         self._talk = talk
         self._task_id = task_id
-        self._salt = task.salt
+        self._salt = salt
+        self._taking = taking
         self._signed_quote = quote
         self._quote = quote.read()
         self._provider = provider
         self._binding = binding
         self._spending = spending
-        self._tokenizer = tokenizer
         self._cancelled = cancelled
         self._emit = emit
         self._on_start = on_start
         self._transcript = parts.verifier.open_transcript(
-            task=task_id, quote=quote.digest(), prompt=self._quote.prompt, sampling=self._quote.sampling
+            task=task_id,
+            quote=quote.digest(),
+            prompt=self._quote.prompt,
+            sampling=self._quote.sampling,
+            pieces=taking.pieces,
         )
-        self._text = TextAssembler(task.stop)
         self._commitments: dict[int, Commitment] = {}
         self._previous: Receipt | None = None
         self._to_pay: asyncio.Queue[tuple[Receipt, ReceiptRecord] | None] = asyncio.Queue()
@@ -111,7 +114,7 @@ class Reception:
             await paying
         finally:
             await stop_tasks(paying, watching)
-        self._show(self._text.finish(), 0)
+        self._show(self._taking.finish())
         return self._outcome(response, receipt)
 
     # ---- stream ----
@@ -123,8 +126,9 @@ class Reception:
             body = await self._talk.hear(wait_s)
             if paying.done():
                 await paying  # raises what went wrong with a voucher
-            if isinstance(body, Tokens):
-                self._take_tokens(body)
+            taken = self._taking.take(body, limit=self._quote.max_tokens)
+            if taken is not None:
+                self._take(taken)
             elif isinstance(body, TickReceipt):
                 receipt = body.receipt.read()
                 commitment = self._commitments.pop(receipt.tokens_out, None)
@@ -137,32 +141,23 @@ class Reception:
             elif isinstance(body, TaskResponse):
                 return body
 
-    def _take_tokens(self, body: Tokens) -> None:
+    def _take(self, taken: Taken) -> None:
         transcript = self._transcript
-        if body.start != len(transcript.tokens):
-            raise PeerBrokeProtocol(
-                f"tokens from position {body.start}, expected {len(transcript.tokens)}.", peer=self._talk.peer
-            )
-        if body.start + len(body.tokens) > self._quote.max_tokens:
-            raise PeerBrokeProtocol(f"more than the {self._quote.max_tokens} tokens asked for.", peer=self._talk.peer)
         if not transcript.tokens:
             self._first_token_ms = self._parts.clock.now_ms() - self._began_ms
             self._on_start()
-        pieces: list[str] = []
-        for token in body.tokens:
-            text = self._tokenizer.token_bytes(token)
-            transcript.add(token, text)
-            pieces.append(self._text.feed(text))
-        if body.head is not None:
+        for number, data in taken.items:
+            transcript.add(number, data)
+        if taken.closes is not None:
             commitment = transcript.close_chunk()
-            if commitment.head != body.head:
-                raise PeerBrokeProtocol("the provider's transcript is not of these tokens.", peer=self._talk.peer)
+            if commitment.head != taken.closes:
+                raise PeerBrokeProtocol("the provider's transcript is not of what it sent.", peer=self._talk.peer)
             self._commitments[commitment.tokens] = commitment
-        self._show("".join(pieces), len(body.tokens))
+        self._show(taken.shown)
 
-    def _show(self, text: str, tokens: int) -> None:
-        if text or tokens:
-            self._emit(text, tokens)
+    def _show(self, shown: Sequence[Shown]) -> None:
+        for item in shown:
+            self._emit(item)
 
     async def _watch_cancel(self) -> None:
         await self._cancelled.wait()
@@ -222,7 +217,7 @@ class Reception:
         facts = {"success": 1.0}
         if receipt.tokens_out:
             facts["first_token_ms"] = float(self._first_token_ms)
-        if receipt.tokens_out > 16:  # fewer say nothing about speed
+        if receipt.tokens_out > 16 and not self._taking.pieces:  # fewer say nothing about speed
             facts["tokens_per_s"] = (receipt.tokens_out - 1) * 1000 / streaming_ms
         self._parts.standing.note(PeerId(self._provider.peer), **facts)
         return Outcome(

@@ -14,7 +14,8 @@ from market.values import value
 
 @value
 class Commitment:
-    """What a transcript commits to so far. `root` is RFC 6962 over the chunks; of none, it is sha-256 of nothing."""
+    """What a transcript commits to so far. `tokens` are units where the answer comes in pieces. `root` is RFC 6962
+    over the chunks; of none, it is sha-256 of nothing."""
 
     tokens: int
     chunks: int
@@ -25,8 +26,11 @@ class Commitment:
 class Transcript(Protocol):
     """The hash chain and Merkle tree over the chunks of one answer; see `verifier.transcript`.
 
-    The lists grow only: a Commitment's counts say how much of each it covers.
+    The lists grow only: a Commitment's counts say how much of each it covers. With `pieces`, each piece is a chunk:
+    its "token" is the number of units that it counts for, its "text" the piece.
     """
+
+    pieces: bool
 
     tokens: list[int]
     chunk_sizes: list[int]
@@ -44,7 +48,8 @@ class Transcript(Protocol):
 class ReceiptRecord:
     """`tokens` are the generated token ids so far; `chunk_sizes` says how many each chunk holds,
     `text_sizes` and `text_digests` how many UTF-8 bytes, and their sha-256; `binding` is an encoded
-    SignedBinding; `salt` opens the prompt's hash to whoever knows the prompt."""
+    SignedBinding; `salt` opens the prompt's hash to whoever knows the prompt. With `pieces`, `tokens` are the units
+    of each piece, and texts are the pieces."""
 
     role: Literal["client", "provider"]
     receipt: SignedReceipt
@@ -55,6 +60,7 @@ class ReceiptRecord:
     text_sizes: tuple[int, ...]
     text_digests: tuple[bytes, ...]
     salt: bytes
+    pieces: bool = False
 
 
 def record_of(
@@ -73,9 +79,10 @@ def record_of(
         receipt=receipt,
         quote=quote,
         binding=binding,
-        tokens=tuple(transcript.tokens[: commitment.tokens]),
+        tokens=tuple(transcript.tokens[: commitment.chunks if transcript.pieces else commitment.tokens]),
         chunk_sizes=tuple(transcript.chunk_sizes[: commitment.chunks]),
         text_sizes=tuple(transcript.text_sizes[: commitment.chunks]),
         text_digests=tuple(transcript.text_digests[: commitment.chunks]),
         salt=salt,
+        pieces=transcript.pieces,
     )

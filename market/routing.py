@@ -15,6 +15,7 @@ from market.money import cost, format_octo
 from market.offer import CheckedOffer, ModelOffer
 from market.task import Mode, Privacy, TaskId
 from market.values import value
+from market.work import Work
 
 
 @value
@@ -30,6 +31,7 @@ class Needs:
     privacy: Privacy
     rail: str
     own: frozenset[str]
+    work: Work = Work.CHAT
     unvetted: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -124,12 +126,15 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
         return f"does not take {needs.privacy} tasks"
     if needs.privacy is not Privacy.PUBLIC and offer.peer not in needs.own and offer.peer in needs.unvetted:
         return needs.unvetted[offer.peer]
+    if needs.work not in model.works:
+        return f"does not {needs.work} with this model"
     if needs.mode not in model.modes:
         return f"does not serve {needs.mode} mode"
     if needs.rail not in offer.rails:
         return f"is paid over {', '.join(offer.rails) or 'nothing'}, not {needs.rail}"
-    if needs.tokens_in + needs.max_tokens > model.context:
-        return f"its context is {model.context} tokens, {needs.tokens_in + needs.max_tokens} are needed"
+    room = needs.tokens_in + (needs.max_tokens if needs.work is Work.CHAT else 0)  # only a chat shares one context
+    if room > model.context:
+        return f"its context is {model.context} tokens, {room} are needed"
     return None
 
 

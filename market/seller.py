@@ -10,14 +10,16 @@ import structlog
 
 from market.delivery import Delivery
 from market.errors import EngineFailed, OctoError, PaymentRefused, PeerBrokeProtocol, PeerGone, RequestInvalid
+from market.goods import Goods, PieceGoods, TokenGoods
 from market.identity import Binding, check_binding
-from market.message import Accept, CallForProposals, Counter, Propose, Refuse, Reject, TaskError, TaskRequest
-from market.parts import SellerParts, Served
-from market.ports import Conversation
+from market.message import Accept, CallForProposals, Counter, Input, Propose, Refuse, Reject, TaskError, TaskRequest
+from market.parts import SellerParts, Served, ServedWork, Serving
+from market.ports import Conversation, Job, WorkJob
 from market.quote import Quote, SignedQuote, sign_quote
 from market.talk import Talk
-from market.task import ChatTask, may_fit, prompt_digest
+from market.task import ChatTask, Privacy, may_fit, prompt_digest
 from market.till import Account
+from market.work import NO_SAMPLING, WorkTask, decode_request, input_digest, work_of
 
 log = structlog.get_logger()
 
@@ -74,20 +76,21 @@ class Sale:
         quote = signed.read()
         log.info("task_accepted", task=self._task.hex(), peer=self._peer, model=quote.model, tokens_in=quote.tokens_in)
         request = await self._talk.hear_a(TaskRequest, self._timeout_s)
-        prompt = self._check_request(request.task, quote, served)
+        priority = 0 if seller.till.is_paying(client.wallet) else 1
+        if isinstance(served, Served):
+            goods: Goods = self._text(request.task, quote, served, priority)
+        else:
+            goods = await self._work(request.task, quote, served, priority)
         account = await seller.till.admit(accept.voucher.voucher.channel, accept.opening, client=client, quote=quote)
         account.owed = quote.cost_in()
         try:
             delivery = Delivery(
                 talk=self._talk,
-                task=request.task,
+                goods=goods,
+                salt=request.task.salt,
                 quote=signed,
-                prompt=prompt,
-                engine=served.engine,
-                tokenizer=served.tokenizer,
                 account=account,
                 seller=seller,
-                priority=0 if seller.till.is_paying(client.wallet) else 1,
             )
             await delivery.story(self._collect_prepayment(account, accept, quote))
         finally:
@@ -95,16 +98,19 @@ class Sale:
 
     # ---- quote ----
 
-    def _can_serve(self, call: CallForProposals, client: Binding) -> Served:
+    def _can_serve(self, call: CallForProposals, client: Binding) -> Serving:
         seller = self._seller
         served = seller.served().get(call.model)
         if served is None:
             raise RequestInvalid("this provider does not serve that model.")
         if call.rail != seller.rail:
             raise RequestInvalid(f"this provider is paid over {seller.rail}, not {call.rail}.")
+        if call.work not in served.model.works:
+            raise RequestInvalid(f"this provider does not {call.work} with that model.")
         if call.mode not in served.model.modes:
             raise RequestInvalid(f"this provider does not serve {call.mode} mode.")
-        if call.tokens_in + call.max_tokens > served.engine.info.context:
+        room = call.tokens_in + (call.max_tokens if isinstance(served, Served) else 0)
+        if room > served.engine.info.context:
             raise RequestInvalid(f"the context here is {served.engine.info.context} tokens.")
         if served.engine.load().waiting >= seller.terms.waiting_limit:
             raise EngineFailed("too many tasks are waiting here.", next_step="Try again soon.")
@@ -113,7 +119,7 @@ class Sale:
             seller.till.check_credit(client.wallet, quote.cost_of(seller.terms.tick_tokens) - quote.cost_in())
         return served
 
-    async def _negotiate(self, call: CallForProposals, served: Served) -> tuple[SignedQuote, Accept] | None:
+    async def _negotiate(self, call: CallForProposals, served: Serving) -> tuple[SignedQuote, Accept] | None:
         quote = self._quote(call, served, served.model.price_in, served.model.price_out, final=False)
         while True:
             signed = sign_quote(quote, self._seller.receipt_key)
@@ -131,7 +137,7 @@ class Sale:
             price_in, price_out = self._answer(body, served) if isinstance(body, Counter) else _own(served)
             quote = self._quote(call, served, price_in, price_out, final=True)
 
-    def _answer(self, counter: Counter, served: Served) -> tuple[int, int]:
+    def _answer(self, counter: Counter, served: Serving) -> tuple[int, int]:
         """Their price if it is not below our floor, else our own."""
         floor = self._seller.terms.floor_percent
         price_in, price_out = _own(served)
@@ -139,7 +145,7 @@ class Sale:
             return min(counter.price_in, price_in), min(counter.price_out, price_out)
         return price_in, price_out
 
-    def _quote(self, call: CallForProposals, served: Served, price_in: int, price_out: int, *, final: bool) -> Quote:
+    def _quote(self, call: CallForProposals, served: Serving, price_in: int, price_out: int, *, final: bool) -> Quote:
         seller = self._seller
         own = self._peer == seller.peer  # this node's own gateway pays nothing to itself
         return Quote(
@@ -164,18 +170,64 @@ class Sale:
 
     # ---- admit ----
 
-    def _check_request(self, task: ChatTask, quote: Quote, served: Served) -> tuple[int, ...]:
-        """The prompt's token ids, once the task is the one that was quoted."""
-        if task.model != quote.model or task.max_tokens != quote.max_tokens:
+    def _text(self, task: ChatTask | WorkTask, quote: Quote, served: Served, priority: int) -> Goods:
+        """The task as a job, once it is the one that was quoted."""
+        if not isinstance(task, ChatTask) or (task.model, task.max_tokens) != (quote.model, quote.max_tokens):
             raise RequestInvalid("the task is not the one that was quoted.")
-        if task.sampling.digest() != quote.sampling:
+        if task.sampling_digest() != quote.sampling:
             raise RequestInvalid("the task's sampling is not the one that was quoted.")
-        if not may_fit(task.messages, served.engine.info.context):
+        if not may_fit(task.messages, task.text, served.engine.info.context):
             raise RequestInvalid("the prompt is longer than any that fits.")
-        prompt = served.tokenizer.render(task.messages)
+        tokenizer = served.tokenizer
+        prompt = tokenizer.render(task.messages) if task.messages else tokenizer.encode(task.text)
         if len(prompt) != quote.tokens_in or prompt_digest(task.salt, prompt) != quote.prompt:
             raise RequestInvalid("the prompt is not the one that was quoted.")
-        return prompt
+        job = Job(
+            task=self._task,
+            prompt=prompt,
+            sampling=task.sampling,
+            max_tokens=task.max_tokens,
+            end_tokens=tokenizer.end_tokens,
+            priority=priority,
+            client=self._peer,
+            scope="public" if task.privacy is Privacy.PUBLIC else self._peer,
+            logprobs=task.logprobs,
+            grammar=task.grammar,
+        )
+        return TokenGoods(served.engine, job, tokenizer, task.stop)
+
+    async def _work(self, task: ChatTask | WorkTask, quote: Quote, served: ServedWork, priority: int) -> Goods:
+        """As `_text`, once the blob is here."""
+        if not isinstance(task, WorkTask) or (task.model, task.max_units) != (quote.model, quote.max_tokens):
+            raise RequestInvalid("the task is not the one that was quoted.")
+        if quote.sampling != NO_SAMPLING:
+            raise RequestInvalid("the task's sampling is not the one that was quoted.")
+        blob = await self._hear_blob(task.blob_bytes)
+        if input_digest(task.salt, task.request, blob) != quote.prompt:
+            raise RequestInvalid("the input is not the one that was quoted.")
+        request = decode_request(task.request)
+        if work_of(request) not in served.model.works:
+            raise RequestInvalid(f"this provider does not {work_of(request)} with that model.")
+        if served.meter.units_in(request, blob) != quote.tokens_in:
+            raise RequestInvalid(f"the input was quoted as {quote.tokens_in} units, and counts for another number.")
+        job = WorkJob(
+            task=self._task,
+            request=request,
+            blob=blob,
+            max_units=quote.max_tokens,
+            priority=priority,
+            client=self._peer,
+        )
+        return PieceGoods(served.engine, job, served.meter)
+
+    async def _hear_blob(self, size: int) -> bytes:
+        blob = bytearray()
+        while len(blob) < size:
+            part = await self._talk.hear_a(Input, self._timeout_s)
+            if part.start != len(blob) or len(blob) + len(part.data) > size:
+                raise RequestInvalid("a part of the input is not the one that comes next.")
+            blob += part.data
+        return bytes(blob)
 
     async def _collect_prepayment(self, account: Account, accept: Accept, quote: Quote) -> None:
         """The voucher that came with accept, on disk: before that, no token leaves."""
@@ -184,5 +236,5 @@ class Sale:
             raise PaymentRefused("the voucher with accept does not pay for the input.")
 
 
-def _own(served: Served) -> tuple[int, int]:
+def _own(served: Serving) -> tuple[int, int]:
     return served.model.price_in, served.model.price_out

@@ -19,6 +19,7 @@ MAX_TOKENS_LIMIT = 131_072
 MESSAGES_LIMIT = 2_048
 STOP_LIMIT = 8
 LOGIT_BIAS_LIMIT = 1_024
+GRAMMAR_LIMIT = 64 * 1024
 
 
 class Mode(Word):
@@ -76,10 +77,17 @@ class Sampling:
 
 @value
 class ChatTask:
-    """What the buyer wants done. `model` is a manifest CID; `salt` blinds the prompt's hash in the receipt."""
+    """What the buyer wants done: an answer to `messages`, or, without any, the continuation of `text`.
+
+    `model` is a manifest CID; `salt` blinds the prompt's hash in the receipt. `grammar` is GBNF, or a JSON schema if
+    it starts with "{": the answer must match. `logprobs` asks for so many alternatives beside each token.
+    """
 
     model: Annotated[str, Field(max_length=128)]
-    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MESSAGES_LIMIT)]
+    messages: Annotated[tuple[ChatMessage, ...], Field(max_length=MESSAGES_LIMIT)] = ()
+    text: Annotated[str, Field(max_length=4_000_000)] = ""
+    grammar: Annotated[str, Field(max_length=GRAMMAR_LIMIT)] = ""
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     sampling: Sampling
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_LIMIT)]
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=STOP_LIMIT)] = ()
@@ -87,17 +95,25 @@ class ChatTask:
     privacy: Privacy = Privacy.SHARED
     salt: Annotated[bytes, Field(min_length=32, max_length=32)]
 
+    def sampling_digest(self) -> bytes:
+        """What quote and receipt name as the sampling: how tokens are drawn, and what they must match."""
+        drawn = self.sampling.digest()
+        if not self.grammar:
+            return drawn
+        return hashlib.sha256(b"octo/grammar/1" + drawn + hashlib.sha256(self.grammar.encode()).digest()).digest()
+
 
 CHARACTERS_PER_TOKEN_LIMIT = 64
 
 
-def may_fit(messages: Sequence[ChatMessage], context: int) -> bool:
-    """Whether a chat could fit into `context` tokens at all, by its length alone.
+def may_fit(messages: Sequence[ChatMessage], text: str, context: int) -> bool:
+    """Whether a chat or text could fit into `context` tokens at all, by its length alone.
 
     Asked before tokenizing, which takes a millisecond for 3,000 characters: megabytes would hold up
     every other stream. No text that people write has 64 characters to a token.
     """
-    return sum(len(message.content) for message in messages) <= context * CHARACTERS_PER_TOKEN_LIMIT
+    characters = len(text) + sum(len(message.content) for message in messages)
+    return characters <= context * CHARACTERS_PER_TOKEN_LIMIT
 
 
 def user_seed(seed: int) -> bytes:

@@ -16,6 +16,8 @@ from inference.models.store import Store
 from inference.models.tokenizer import ModelTokenizer
 from market.errors import ModelUnknown, OctoError
 from market.offer import CheckedOffer
+from market.ports import Meter
+from market.work import Work
 from node.models.finding import SourceFinder
 from node.node import ModelOnOffer
 
@@ -80,6 +82,12 @@ class MeshCatalog:
         except OctoError:
             self._tokenizers.pop(model, None)  # the next one tries again
             raise
+
+    async def meter(self, model: str, work: Work) -> Meter:
+        """How work with a model is counted. Raises ModelUnknown."""
+        raise ModelUnknown(
+            f"{model} does no {work} that this node could count.", next_step="Ask for a model that is made for it."
+        )
 
     def put(self, model: str, tokenizer: ModelTokenizer) -> None:
         """The tokenizer of a model that this node serves itself."""

@@ -20,7 +20,7 @@ from inference.models.tokenizer import ModelTokenizer
 from inference.speed import measure_speed
 from market.errors import BlockInvalid, NodeMisconfigured
 from market.offer import ModelOffer
-from market.parts import Served
+from market.parts import Served, Serving
 from market.ports import Engine
 from market.task import Mode
 from node.catalog import MeshCatalog
@@ -37,10 +37,10 @@ class Providing:
     """What this node serves; empty until a model is loaded."""
 
     def __init__(self) -> None:
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, Serving] = {}
         self.engine: Engine | None = None
 
-    def served(self) -> Mapping[str, Served]:
+    def served(self) -> Mapping[str, Serving]:
         return self._served
 
     def offers(self) -> Sequence[ModelOffer]:

@@ -182,6 +182,7 @@ async def open_node(
             network=network,
             offers=network.to_buy_from,
             tokenizers=catalog,
+            meters=catalog,
             policy=Reliable(POLICIES[settings.routing.policy]()),
             terms=BuyerTerms(own_peers=frozenset()),
             vet=chain.stakes.vet if chain is not None else all_vetted,

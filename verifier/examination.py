@@ -189,9 +189,19 @@ def _agreement(notes: _Notes, file: ReceiptFile, receipt: Receipt, quote: Quote,
 
 def _transcript(notes: _Notes, file: ReceiptFile, receipt: Receipt) -> None:
     try:
-        start = chain_start(task=receipt.task, quote=receipt.quote, prompt=receipt.prompt, sampling=receipt.sampling)
+        start = chain_start(
+            task=receipt.task,
+            quote=receipt.quote,
+            prompt=receipt.prompt,
+            sampling=receipt.sampling,
+            pieces=file.pieces,
+        )
         made = replay_commitment(
-            start=start, tokens=file.tokens, chunk_sizes=file.chunk_sizes, text_digests=file.text_digests
+            start=start,
+            tokens=file.tokens,
+            chunk_sizes=file.chunk_sizes,
+            text_digests=file.text_digests,
+            pieces=file.pieces,
         )
     except EncodingInvalid as error:
         notes.add("transcript", "broken", error.message)

@@ -35,7 +35,8 @@ _TextSize = Annotated[int, Field(ge=0, lt=2**31)]
 class ReceiptFile:
     """`tokens` are the generated token ids; `chunk_sizes` (tokens), `text_sizes` (UTF-8 bytes) and
     `text_digests` describe the transcript's chunks in order; `salt` opens the prompt's hash to whoever
-    knows the prompt. `check` is a checksum over the rest: against damage, not against a forger."""
+    knows the prompt. With `pieces` (`market.work`), `tokens` are the units of each
+    piece, and texts are the pieces. `check` is a checksum over the rest: against damage, not against a forger."""
 
     format: Literal["octo.receipt-file/1"] = "octo.receipt-file/1"
     receipt: SignedReceipt
@@ -46,6 +47,7 @@ class ReceiptFile:
     text_sizes: Annotated[tuple[_TextSize, ...], Field(max_length=MAX_TOKENS_LIMIT)]
     text_digests: Annotated[tuple[Digest, ...], Field(max_length=MAX_TOKENS_LIMIT)]
     salt: Digest
+    pieces: bool = False
     check: Digest = bytes(32)
 
     def checksum(self) -> bytes:
@@ -68,6 +70,7 @@ def from_record(record: ReceiptRecord) -> ReceiptFile:
         text_sizes=record.text_sizes,
         text_digests=record.text_digests,
         salt=record.salt,
+        pieces=record.pieces,
     ).sealed()
 
 

@@ -23,8 +23,10 @@ QUOTED_ALIKE = ("network", "rail", "provider", "client", "task", "model", "weigh
 class ReceiptVerifier:
     """Implements `market.ports.Verifier`. Holds nothing: one instance serves every task."""
 
-    def open_transcript(self, *, task: bytes, quote: bytes, prompt: bytes, sampling: bytes) -> StreamTranscript:
-        return StreamTranscript(task=task, quote=quote, prompt=prompt, sampling=sampling)
+    def open_transcript(
+        self, *, task: bytes, quote: bytes, prompt: bytes, sampling: bytes, pieces: bool = False
+    ) -> StreamTranscript:
+        return StreamTranscript(task=task, quote=quote, prompt=prompt, sampling=sampling, pieces=pieces)
 
     def check_receipt(self, signed: SignedReceipt, expected: Expectation) -> Receipt:
         """The receipt inside `signed`, once all that the buyer can know holds.

@@ -9,9 +9,10 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
-from market.buyer import Buyer, Delta, Order, Purchase
+from market.buyer import Buyer, Order, Purchase
 from market.errors import OctoError, PeerFailed
 from market.reception import Outcome
+from market.taking import Delta
 from market.talk import stop_tasks
 
 Event = tuple[int, Delta | Outcome]

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 from aiohttp import web
 
-from market.buyer import Delta
 from market.errors import ModelUnknown, OctoError
 from market.reception import Outcome
+from market.taking import Delta
 from market.task import Privacy
 from node.api.answers import Event, open_answers
 from node.api.errors import error_event, too_many, unknown_error

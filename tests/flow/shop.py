@@ -7,7 +7,7 @@ import os
 
 from market.buyer import Buyer, BuyerTerms, Order, Purchase
 from market.offer import ModelOffer, Offer, Tier, sign_offer
-from market.parts import DealParts, DealTerms, SellerTerms, Served
+from market.parts import DealParts, DealTerms, SellerTerms, Served, ServedWork
 from market.ports import Engine
 from market.prepaid import PrepaidCap
 from market.purse import Purse
@@ -25,7 +25,9 @@ from market.testing import (
     Party,
     ScriptedEngine,
 )
+from market.testing_work import ByteMeter, OneMeter
 from market.till import Till
+from market.work import Work
 from verifier.receipts import ReceiptVerifier
 
 OCTO = 10**18
@@ -45,7 +47,9 @@ class ShopSeller:
         terms=None,
         credit=OCTO,
         on_send=None,
+        meter=None,
     ):
+        """With a `meter`, `engine` does other work than text."""
         self.party = Party(name)
         self.engine = engine
         self.books = MemoryBooks()
@@ -59,7 +63,12 @@ class ShopSeller:
             modes=(Mode.REALTIME,),
             engine=engine.info.name,
             tokens_per_s=100,
+            works=tuple(engine.works) if meter else (Work.CHAT,),
         )
+        if meter:
+            self.serving = ServedWork(self.offer, engine, meter)
+        else:
+            self.serving = Served(self.offer, engine, tokenizer or ByteTokenizer())
         self.till = Till(
             network="test",
             wallet=self.party.wallet.address,
@@ -73,7 +82,7 @@ class ShopSeller:
             binding=self.party.signed_binding,
             receipt_key=self.party.receipt_key,
             rail="memory/1",
-            served=lambda: {MODEL: Served(self.offer, engine, tokenizer or ByteTokenizer())},
+            served=lambda: {MODEL: self.serving},
             till=self.till,
             books=self.books,
             verifier=ReceiptVerifier(),
@@ -128,6 +137,7 @@ class ShopBuyer:
         tokenizer=None,
         vet=lambda checked: None,
         on_send=None,
+        meter=None,
     ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
@@ -161,6 +171,7 @@ class ShopBuyer:
             ),
             network=network,
             offers=network.offers,
+            meters=OneMeter(meter or ByteMeter()),
             tokenizers=OneTokenizer(tokenizer or ByteTokenizer()),
             policy=Reliable(Cheapest()),
             terms=BuyerTerms(),

@@ -48,6 +48,7 @@ from market.seller import Seller
 from market.signing import Secp256k1Signer
 from market.task import ChatMessage, Mode, Privacy, Sampling
 from market.testing import ByteTokenizer, MemoryStanding, OneTokenizer, ScriptedEngine
+from market.testing_work import ByteMeter, OneMeter
 from market.till import Till
 from node.chain import Closing
 from node.clock import SystemClock
@@ -266,6 +267,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
             ),
             network=WatchedNetwork(mesh, wire),
             offers=lambda: offers,
+            meters=OneMeter(ByteMeter()),
             tokenizers=OneTokenizer(ByteTokenizer()),
             policy=Cheapest(),
             terms=BuyerTerms(),

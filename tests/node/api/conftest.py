@@ -15,7 +15,7 @@ import pytest
 from eth_hash.auto import keccak
 from openai import AsyncOpenAI
 
-from market.buyer import Delta, Order, Purchase
+from market.buyer import Order, Purchase
 from market.errors import ModelUnknown
 from market.identity import Binding, PeerId, check_binding, peer_of_public_key, sign_binding
 from market.offer import CheckedOffer, ModelOffer, Offer, Tier
@@ -24,6 +24,7 @@ from market.quote import Quote, sign_quote
 from market.receipt import Receipt, sign_receipt
 from market.reception import Outcome
 from market.record import ReceiptRecord
+from market.taking import Delta
 from market.task import Mode, Privacy
 from market.values import cid_of, encode
 from node.api.server import open_api
