@@ -33,9 +33,9 @@ class HashEmbedder:
         self._running += 1
         try:
             for number, text in enumerate(job.request.inputs):
+                await asyncio.sleep(self._delay_s)
                 if number == self._fail_after and self._failure is not None:
                     raise self._failure
-                await asyncio.sleep(self._delay_s)
                 done = (number + 1) * 100 // len(job.request.inputs)
                 yield Made(pieces=(hashlib.sha256(text.encode()).digest(),), progress=done)
             yield Made(progress=100, finish="stop")
