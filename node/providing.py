@@ -131,6 +131,6 @@ async def _open_engine(settings: Settings, manifest: Manifest, weights: Path) ->
         workers=wanted.workers or len(os.sched_getaffinity(0)),
         threads=wanted.threads,
         slots=wanted.slots,
-        context=min(wanted.context, manifest.context),
+        context=min(wanted.context, manifest.context or wanted.context),
     ) as engine:
         yield engine

@@ -7,7 +7,8 @@ repository with twenty quantisations is the rule for GGUF) nobody guesses: the e
 - Otherwise the first of safetensors, GGUF, ONNX that is there, out of the folder nearest to the root:
   safetensors: all of them, without copies in another precision (`.fp16.`) or layout (`consolidated`);
   GGUF: one file or one set of shards, and a projector (`mmproj`) if there is just one;
-  ONNX: `model.onnx`, or the only one there is, with its external data.
+  ONNX: `model.onnx`, or the only one there is, with its external data;
+  CTranslate2: `model.bin` beside a vocabulary, as faster-whisper's models have it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def model_files(names: Sequence[str], path: str = "") -> list[str]:
             weights = pick([name for name in found if _folder(name) == folder], inside)
             about = [n for n in inside if _folder(n) in (folder, path) and _is_companion(n, suffix)]
             return sorted({*weights, *about})
+    if (converted := _ctranslate2(inside)) is not None:
+        return converted
     if any(is_pickle(name) for name in inside):
         raise RequestInvalid(
             "The weights there are Python pickles only, and loading one runs its author's code.",
@@ -67,6 +70,18 @@ def _pipeline(inside: Sequence[str], base: str) -> list[str]:
     loose = {n for n in weights if _folder(n) == base.rstrip("/")}  # one file with all in it, beside the parts
     parts = [name for name in weights if name not in loose]
     return sorted({*(parts or weights), *(name for name in wanted if not name.endswith((".safetensors", ".onnx")))})
+
+
+def _ctranslate2(inside: Sequence[str]) -> list[str] | None:
+    """What CTranslate2's converters write: `model.bin` beside a vocabulary. The bytes decide later whether it is one
+    (`formats.recognise`): a pickle in its place is refused like any other."""
+    for weights in sorted(name for name in inside if name.rsplit("/", 1)[-1] == "model.bin"):
+        folder = _folder(weights)
+        beside = [name for name in inside if _folder(name) == folder]
+        vocabularies = [n for n in beside if re.fullmatch(r"(shared_)?vocabulary\.(txt|json)", n.rsplit("/", 1)[-1])]
+        if vocabularies:
+            return sorted({weights, *vocabularies, *(name for name in beside if _is_companion(name, ".bin"))})
+    return None
 
 
 def _safetensors(found: Sequence[str], _: Sequence[str]) -> list[str]:

@@ -84,7 +84,8 @@ async def _quiet(transport: asyncio.Transport, writer: AbstractStreamWriter, pat
         yield own
     finally:
         os.close(own)
-        transport.set_write_buffer_limits()
+        if not transport.is_closing():  # uvloop refuses to touch one whose reader has gone
+            transport.set_write_buffer_limits()
 
 
 async def send_span(

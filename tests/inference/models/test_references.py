@@ -196,6 +196,11 @@ def test_a_pipeline_comes_with_all_its_parts() -> None:
     ]  # fmt: skip
 
 
+def test_what_faster_whisper_reads_comes_though_its_weights_end_in_bin() -> None:
+    there = ["model.bin", "config.json", "tokenizer.json", "vocabulary.txt", "README.md"]
+    assert model_files(there) == ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"]
+
+
 def test_onnx_comes_with_its_external_data() -> None:
     there = ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx", "config.json"]
     assert model_files(there) == ["config.json", "onnx/model.onnx", "onnx/model.onnx_data"]
