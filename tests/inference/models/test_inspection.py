@@ -117,6 +117,8 @@ def test_an_onnx_file_that_a_real_engine_runs_tells_opset_inputs_and_types(put: 
     assert (header.inputs, header.outputs) == (("x",), ("y",))
     assert (header.parameters, dict(header.bytes_by_dtype), header.external) == (4, {"F32": 16}, ())
     assert inspect_file(path).quantisation == "F32"
+    sized = proto(11, proto(1, "z") + proto(2, proto(1, proto(1, 1) + proto(2, proto(1, proto(1, 640))))))
+    assert read_onnx_header(put("z.onnx", onnx_bytes(more=sized))).inputs == ("x", "z")  # a shape is no text
     outside = read_onnx_header(put("e.onnx", onnx_bytes(external="m.onnx_data")))
     assert outside.external == ("m.onnx_data",)
     assert inspect_file(put("v.onnx", onnx_bytes(inputs=("pixel_values",)))).modality == "vision"
