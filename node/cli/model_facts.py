@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -35,5 +35,16 @@ def print_model(model: Mapping[str, Any]) -> None:
     out.print(table("ROLE", "FILE", "SIZE", "", "CID", rows=files, right=("SIZE",)))
     if model["fits"]:
         out.print()
-        fits = [(fit["engine"], fit["tier"], "yes" if fit["ok"] else "no", fit["reason"]) for fit in model["fits"]]
-        out.print(table("ENGINE", "TIER", "RUNS", "WHY NOT", rows=fits))
+        _print_fits(model["fits"])
+
+
+def _print_fits(fits: Sequence[Mapping[str, Any]]) -> None:
+    """One row an engine, one column a tier and this machine; each reason once."""
+    tiers = list(dict.fromkeys(fit["tier"] for fit in fits))
+    engines = dict.fromkeys(fit["engine"] for fit in fits)
+    rows = []
+    for engine in engines:
+        own = {fit["tier"]: fit for fit in fits if fit["engine"] == engine}
+        reasons = dict.fromkeys(fit["reason"] for fit in own.values() if fit["reason"])
+        rows.append((engine, *("yes" if own[tier]["ok"] else "no" for tier in tiers), "; ".join(reasons)))
+    screen().print(table("RUNS ON", *(tier.upper() for tier in tiers), "WHY NOT", rows=rows))

@@ -7,6 +7,7 @@ Fetches nothing itself. What a source sends is hashed by `inference.models.fetch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 LOOKUP_S = 10.0
 """How long the DHT may take. Offers come first: they are there at once."""
+OFFER_S = 2.0
 BLAME_MS = 3600_000
 """A source that sent wrong bytes is not asked again for an hour: by then a broken disk may have been replaced."""
 
@@ -173,7 +175,7 @@ class SourceFinder:
             if "/p2p/" in address:
                 peer = PeerId(address.rpartition("/p2p/")[2])
                 await self._mesh.connect(address)
-                return PeerSource(peer, [self._mesh.content_of(peer)])
+                return await self._of_new_peer(peer)
         except EncodingInvalid as error:
             raise RequestInvalid(f"{address[:120]!r} is no address: {error.message}", param="from") from None
         raise RequestInvalid(
@@ -181,6 +183,21 @@ class SourceFinder:
             next_step="Name http://IP:PORT, a multiaddr that ends in /http or /p2p/…, or an https:// gateway.",
             param="from",
         )
+
+
+    async def _of_new_peer(self, peer: PeerId) -> ContentSource:
+        """A peer that we have just connected to: its offer, which says where its content listener is, comes within
+        moments if it has one. HTTP carries several times what the mesh does."""
+        version = -1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OFFER_S):
+                while True:
+                    offer = next((c.offer for c in self._offers() if c.offer.peer == peer), None)
+                    source = self._of_offer(offer) if offer is not None else None
+                    if source is not None:
+                        return source
+                    version = await self._mesh.wait_for_change(version)
+        return PeerSource(peer, [self._mesh.content_of(peer)])
 
 
 def _names(offer: Offer, cid: str) -> bool:
