@@ -122,7 +122,7 @@ async def add_draft(
             root = await store.add(file.path, move=taken, profile=profile, progress=heard)
             await store.in_thread(held.enter_context, store.using(root))
             files.append(ModelFile(role=file.role, name=file.name, cid=root, size_bytes=size))
-        directory = str((await _directory(store, files)).root)
+        directory = str((await directory_of(store, files)).root)
     return Manifest(
         name=draft.name,
         version=draft.version,
@@ -295,13 +295,14 @@ def _check_format(path: Path, file: ModelFile, manifest: Manifest) -> None:
 async def _keep_directory(store: Store, manifest: Manifest, *, public: bool) -> None:
     """A manifest's directory is what `build_folder` makes of its files, so that nobody has to send it."""
     if manifest.directory:
-        dag = await _directory(store, manifest.files)
+        dag = await directory_of(store, manifest.files)
         if str(dag.root) != manifest.directory:
             raise BlockInvalid(f"the directory that the manifest of {manifest.name} names is not made of its files.")
         await store.add_directory(dag, public=public)
 
 
-async def _directory(store: Store, files: Sequence[ModelFile]) -> DirectoryDag:
+async def directory_of(store: Store, files: Sequence[ModelFile]) -> DirectoryDag:
+    """What a manifest's `directory` is of these files. Raises ContentUnavailable if one is not in the store."""
     entries = {}
     for file in files:
         cid = parse_cid(file.cid)
