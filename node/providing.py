@@ -21,7 +21,7 @@ from inference.speed import measure_speed
 from market.errors import BlockInvalid, NodeMisconfigured
 from market.offer import ModelOffer
 from market.parts import Served, Serving
-from market.ports import Engine
+from market.ports import Engine, EngineLoad, WorkEngine
 from market.task import Mode
 from node.catalog import MeshCatalog
 from node.models.desk import ModelDesk
@@ -38,7 +38,6 @@ class Providing:
 
     def __init__(self) -> None:
         self._served: dict[str, Serving] = {}
-        self.engine: Engine | None = None
 
     def served(self) -> Mapping[str, Serving]:
         return self._served
@@ -47,17 +46,28 @@ class Providing:
         return [served.model for served in self._served.values()]
 
     def slots(self) -> int:
-        return self.engine.info.slots if self.engine else 0
+        return sum(engine.info.slots for engine in self._engines())
+
+    def load(self) -> EngineLoad:
+        loads = [engine.load() for engine in self._engines()]
+        return EngineLoad(running=sum(load.running for load in loads), waiting=sum(load.waiting for load in loads))
 
     def isolation(self) -> str:
-        return self.engine.isolation if isinstance(self.engine, LlamaEngine) else "none"
+        """How workers are confined, in a word; of several, all of them: a buyer looks for the weakest."""
+        words = [getattr(engine, "isolation", "none") for engine in self._engines()]
+        return ", ".join(dict.fromkeys(words))[:64] or "none"
 
     def worker_pids(self) -> tuple[int, ...]:
-        return self.engine.worker_pids if isinstance(self.engine, LlamaEngine) else ()
+        return tuple(pid for engine in self._engines() for pid in getattr(engine, "worker_pids", ()))
 
-    def serve(self, served: Served) -> None:
-        self.engine = served.engine
+    def put(self, served: Serving) -> None:
         self._served[served.model.model] = served
+
+    def withdraw(self, model: str) -> None:
+        self._served.pop(model, None)
+
+    def _engines(self) -> Sequence[Engine | WorkEngine]:
+        return [served.engine for served in self._served.values()]
 
 
 @asynccontextmanager
@@ -107,7 +117,7 @@ async def provide(
             engine=engine.info.name,
             tokens_per_s=int(speed),
         )
-        providing.serve(Served(offer, engine, tokenizer))
+        providing.put(Served(offer, engine, tokenizer))
         log.info("model_loaded", model=model, name=manifest.name, engine=engine.info.name, tokens_per_s=int(speed))
         yield
 

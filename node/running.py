@@ -96,8 +96,7 @@ class RunningNode:
         ]
 
     def status(self) -> Mapping[str, Any]:
-        engine = self.providing.engine
-        load = engine.load() if engine else None
+        load = self.providing.load()
         return {
             "peer": self.peer,
             "ready": self.ready,
@@ -129,7 +128,7 @@ class RunningNode:
                 for offered in self.providing.offers()
             ],
             "engine": {"running": load.running, "waiting": load.waiting, "isolation": self.providing.isolation()}
-            if load
+            if self.providing.offers()
             else None,
             "started_ms": self.started_ms,
             "uptime_s": (self.clock.now_ms() - self.started_ms) // 1000,
