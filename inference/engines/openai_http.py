@@ -57,7 +57,8 @@ class Patience:
 
 class OpenAiEngine:
     """A `market.ports.Engine`. `leaves_host`: prompts go to another machine, so offers may take `public` tasks only;
-    a loopback server may take `shared` ones too."""
+    a loopback server may take `shared` ones too. `isolation` is the word the Offer publishes; a server that somebody
+    else started has none that we know of."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class OpenAiEngine:
         *,
         leaves_host: bool,
         patience: Patience,
+        isolation: str = "none",
         unavailable: Callable[[], EngineFailed | None] = lambda: None,
         on_silence: Callable[[], None] = lambda: None,
     ) -> None:
@@ -78,6 +80,7 @@ class OpenAiEngine:
         self._on_silence = on_silence
         self.info = info
         self.leaves_host = leaves_host
+        self.isolation = isolation
 
     def load(self) -> EngineLoad:
         return self._places.load()
@@ -85,9 +88,6 @@ class OpenAiEngine:
     async def check(self) -> None:
         """Whether the server answers now. Raises EngineFailed."""
         await self._upstream.models(self._patience.list_s)
-
-    def fail_waiting(self, error: EngineFailed) -> None:
-        self._places.fail_waiting(error)
 
     async def generate(self, job: Job) -> AsyncGenerator[Generated]:
         """See the port. Raises EngineFailed for all that the server does wrong. It is asked again only as long as

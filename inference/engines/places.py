@@ -44,10 +44,6 @@ class Places:
             self._free += 1
             self._next()
 
-    def fail_waiting(self, error: EngineFailed) -> None:
-        for turn in self._waiting.drain():
-            _fail(turn, error)
-
     async def _wait(self, job: Job) -> None:
         full = EngineFailed(f"{WAITING_LIMIT} jobs are waiting already.", next_step="Try again later.")
         if len(self._waiting) >= WAITING_LIMIT:

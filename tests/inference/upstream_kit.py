@@ -10,6 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from inference.engines.openai_http import OpenAiEngine, Patience, open_openai_engine
+from inference.models.plain_tokenizer import PlainTokenizer, bytes_of
+from market.ports import Job
+from market.task import ChatMessage, Sampling, TaskId
+
 MODEL = "some-model"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -121,3 +126,36 @@ async def forever(_request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(delta("word "))
         await writer.drain()
         await asyncio.sleep(0.005)
+
+
+# ---- an engine before it ------------------------------------------------------------------------
+
+PROMPT = PlainTokenizer().render((ChatMessage(role="user", content="Say something. " * 4),))
+GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
+QUICK = Patience(first_s=1.0, silence_s=0.4, pause_s=0.01, list_s=2.0)
+
+
+def job(max_tokens: int = 100, *, sampling: Sampling = GREEDY, **more: object) -> Job:
+    values = {"prompt": PROMPT, "end_tokens": frozenset(), **more}
+    return Job(task=TaskId(bytes(32)), sampling=sampling, max_tokens=max_tokens, **values)  # type: ignore[arg-type]
+
+
+async def answer(engine: OpenAiEngine, work: Job | None = None) -> tuple[str, str]:
+    items = [item async for item in engine.generate(work or job())]
+    assert all(item.finish == "" for item in items[:-1])
+    return bytes_of(token for item in items for token in item.tokens).decode(), items[-1].finish
+
+
+@asynccontextmanager
+async def attached(*answers, models=None, **more):
+    async with (
+        a_hand(*answers, models=models) as hand,
+        open_openai_engine(hand.url, model=MODEL, **{"patience": QUICK, **more}) as engine,
+    ):
+        yield hand, engine
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
