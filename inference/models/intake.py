@@ -95,7 +95,7 @@ class Intake:
 
     def _take(self, order: Order, descriptor: int, seen: os.stat_result, dag: FileDag | None, watch: Watch) -> FileDag:
         if order.move and _may_move(order.source, seen, self._folders.files):
-            self._room.make(seen.st_size, on_disk=0)
+            self._room.make(seen.st_size, on_disk=0, but=order.source)  # one of our parts counts already
             dag = dag or cut_file(descriptor, order.profile, watch, disk=self._disk)
             if self._move(order, descriptor, seen, dag):
                 return dag

@@ -1,40 +1,30 @@
 """The node's own models, for its owner: bring, add, push, list, check, remove, search, sign, trust, follow.
 
-What takes long answers as server-sent events: `{"progress": …}` a few times a second, then one `{"done": …}` or an
-error, then `[DONE]`. A caller that hangs up cancels; what has arrived is kept. What changes something wants the token
-of the data folder (see `guard`). Knows HTTP and shapes; what is done is `node.models.desk`'s.
+What takes long answers with events (see `long_work`); a caller that hangs up cancels, and what has arrived is kept.
+What changes something wants the token of the data folder (see `guard`). Knows HTTP and shapes; what is done is `node.models.desk`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
-import structlog
 from aiohttp import web
 from pydantic import Field
 
 from inference.models.draft import Wishes
 from inference.models.manifest import Format
-from inference.models.progress import OnProgress, Progress
 from inference.models.search import Filters
-from market.errors import OctoError, RequestInvalid
+from market.errors import RequestInvalid
 from node.api.bodies import Shape, parse_body
-from node.api.errors import error_event, unknown_error
 from node.api.limits import ApiLimits, read_body
+from node.api.long_work import answer_with_progress
 from node.models.choices import Choices
 from node.models.desk import ModelDesk
 from node.node import Node
 
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 _Name = Annotated[str, Field(min_length=1, max_length=128)]
-_EVERY_S = 0.1
-_QUIET_S = 15.0
-"""A comment goes out when nothing happens for so long: a client's read does not time out meanwhile."""
-
-log = structlog.get_logger()
 
 
 class _Drafted(Shape):
@@ -155,8 +145,9 @@ class ModelsApi:
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         asked = parse_body(Pull, await read_body(request, self._limits))
-        return await self._told(
+        return await answer_with_progress(
             request,
+            self._limits,
             lambda progress: self._desk.pull(
                 asked.reference,
                 given=asked.sources,
@@ -169,8 +160,9 @@ class ModelsApi:
 
     async def add(self, request: web.Request) -> web.StreamResponse:
         asked = parse_body(Add, await read_body(request, self._limits))
-        return await self._told(
+        return await answer_with_progress(
             request,
+            self._limits,
             lambda progress: self._desk.add(
                 asked.path, public=asked.public, wishes=asked.wishes(), profile=asked.profile, progress=progress
             ),
@@ -178,11 +170,15 @@ class ModelsApi:
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         asked = parse_body(Push, await read_body(request, self._limits))
-        return await self._told(request, lambda progress: self._desk.push(asked.model, to=asked.to, progress=progress))
+        return await answer_with_progress(
+            request, self._limits, lambda progress: self._desk.push(asked.model, to=asked.to, progress=progress)
+        )
 
     async def verify(self, request: web.Request) -> web.StreamResponse:
         asked = parse_body(One, await read_body(request, self._limits))
-        return await self._told(request, lambda progress: self._desk.verify(asked.model, progress=progress))
+        return await answer_with_progress(
+            request, self._limits, lambda progress: self._desk.verify(asked.model, progress=progress)
+        )
 
     async def sign(self, request: web.Request) -> web.Response:
         asked = parse_body(One, await read_body(request, self._limits))
@@ -209,87 +205,6 @@ class ModelsApi:
     async def publish(self, request: web.Request) -> web.Response:
         asked = parse_body(Publish, await read_body(request, self._limits))
         return _json(await self._desk.publish_catalog(asked.name, asked.models))
-
-    # ---- what takes long ----
-
-    async def _told(self, request: web.Request, work: Callable[[OnProgress], Awaitable[Any]]) -> web.StreamResponse:
-        """Errors before the first event are plain HTTP errors, like everywhere."""
-        latest = _Latest()
-        task = asyncio.ensure_future(work(latest.put))
-        try:
-            await asyncio.wait([task, asyncio.ensure_future(latest.wait())], return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and task.exception() is not None:
-                task.result()
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-            await response.prepare(request)
-            async for event in _events(task, latest):
-                async with asyncio.timeout(self._limits.write_timeout_s):
-                    await response.write(event)
-        except (ConnectionError, TimeoutError) as error:
-            log.info("reader_gone", why=type(error).__name__)
-            if request.transport is not None:
-                request.transport.abort()
-        finally:
-            latest.put(None)
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        return response
-
-
-class _Latest:
-    """The newest progress; what nobody read in time is overwritten."""
-
-    def __init__(self) -> None:
-        self._news = asyncio.Event()
-        self._progress: Progress | None = None
-
-    def put(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._news.set()
-
-    async def wait(self) -> None:
-        await self._news.wait()
-
-    def take(self) -> Progress | None:
-        self._news.clear()
-        progress, self._progress = self._progress, None
-        return progress
-
-
-async def _events(task: asyncio.Future[Any], latest: _Latest) -> AsyncIterator[bytes]:
-    while not task.done():
-        news = asyncio.ensure_future(latest.wait())
-        done, _ = await asyncio.wait([task, news], timeout=_QUIET_S, return_when=asyncio.FIRST_COMPLETED)
-        news.cancel()
-        if not done:
-            yield b": still at it\n\n"
-        elif (progress := latest.take()) is not None:
-            yield _event({"progress": _progress(progress)})
-            await asyncio.wait([task], timeout=_EVERY_S)
-    try:
-        yield _event({"done": task.result()})
-    except OctoError as error:
-        yield error_event(error)
-    except Exception:
-        log.exception("model_work_failed")
-        yield error_event(unknown_error())
-    yield b"data: [DONE]\n\n"
-
-
-def _progress(progress: Progress) -> dict[str, Any]:
-    return {
-        "what": progress.what,
-        "done_bytes": progress.done_bytes,
-        "total_bytes": progress.total_bytes,
-        "rate_bytes_per_s": progress.rate_bytes_per_s,
-        "eta_s": progress.eta_s,
-        "sources": dict(progress.sources),
-    }
-
-
-def _event(told: Any) -> bytes:
-    return b"data: " + json.dumps(told, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _json(told: Any) -> web.Response:

@@ -24,6 +24,7 @@ from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
 from node.api.models import ModelsApi
 from node.api.openai import OpenAi
+from node.api.quantize import QuantizeApi
 from node.listening import is_wildcard, open_site
 from node.node import Node
 
@@ -53,6 +54,7 @@ def create_api(
     chain = ChainApi(node, limits=limits)
     models = ModelsApi(node, limits=limits)
     app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
+    app.add_routes(QuantizeApi(node, limits=limits).routes())
     app.on_response_prepare.append(_add_headers)
     return app
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from node.cli.model_choices import catalog, pin, trust
+from node.cli.models_quantize import quantize
 from node.cli.options import data_dir_option, json_option, open_node_to_ask
 from node.cli.transfer import follow
 
@@ -28,6 +29,7 @@ def models() -> None:
 models.add_command(trust)
 models.add_command(pin)
 models.add_command(catalog)
+models.add_command(quantize)
 
 _name_options = (
     click.option("--name", help="What to call it (default: what the file says)."),

@@ -47,6 +47,7 @@ from node.models.choices import Choices
 from node.models.finding import SourceFinder
 from node.models.keeping import Keeper
 from node.models.places import Places
+from node.models.quantizing import Quantizing
 from node.models.sharing import Sharing
 from node.models.view import ModelView
 
@@ -76,6 +77,7 @@ class ModelDesk:
         self.view = view
         self.catalogs = catalogs
         self.sharing = sharing
+        self.quantizing = Quantizing(store=store, view=view, sharing=sharing, wallet=wallet)
         self.keeper = Keeper(choices, self._bring_pinned)
         self._store = store
         self._finder = finder
