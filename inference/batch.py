@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inference.prefix import NO_SCOPE, Prefixes
-from inference.sampler import Logits, Permits, Sampler, logprobs_of
+from inference.sampler import Logits, Sampler, logprobs_of
 from inference.scheduler import Prefill, Schedule, Seat, layout
 from market.errors import OctoError, RequestInvalid
 from market.task import Sampling
@@ -46,8 +49,8 @@ class Context(Protocol):
 class Grammar(Protocol):
     """One job's grammar and how far its text has come."""
 
-    permits: Permits
-    """Which of these tokens may come next."""
+    def permits(self, tokens: NDArray[np.int64], /) -> NDArray[np.bool_]:
+        """Which of these tokens may come next. Raises EngineFailed if that takes too long to say."""
 
     def ends(self, token: int) -> bool:
         """Whether the token means the end of the text."""
@@ -81,12 +84,13 @@ class Work:
 
 
 class Emission(NamedTuple):
-    """`token` is -1 when the job ends without one; `error` is set when it failed. `cached` is how many prompt tokens
+    """`token` is -1 when the job ends without one; `error` is set when it failed, by its own fault if it is "refused".
+    `cached` is how many prompt tokens
     came from other jobs' work; `logprobs` as `inference.sampler.logprobs_of` packs them."""
 
     job: int
     token: int
-    finish: Literal["", "stop", "length", "error"]
+    finish: Literal["", "stop", "length", "error", "refused"]
     error: str = ""
     cached: int = 0
     logprobs: bytes = b""
@@ -131,7 +135,7 @@ class Batch:
         try:
             grammar = self._grammar(work)
         except OctoError as error:
-            return Emission(job, -1, "error", str(error))
+            return _failure(job, error)
         slot, filled = self._prefixes.place(self._schedule.free, work.scope, work.prompt)
         seat = self._schedule.join(
             job,
@@ -234,7 +238,7 @@ class Batch:
             logprobs = logprobs_of(logits, token, asked) if asked >= 0 else b""
         except OctoError as error:
             self._end(seat.job)
-            return Emission(seat.job, -1, "error", str(error))
+            return _failure(seat.job, error)
         running.sampler.accept(token)
         running.last = token
         seat.emitted += 1
@@ -271,3 +275,7 @@ class Batch:
         """A sequence holds its first `rows` rows and no more."""
         self._held[slot] = rows
         self._context.forget(slot, rows)
+
+
+def _failure(job: int, error: OctoError) -> Emission:
+    return Emission(job, -1, "refused" if isinstance(error, RequestInvalid) else "error", str(error))

@@ -16,6 +16,7 @@ import numpy as np
 
 from inference.batch import Row
 from inference.hardware import isa_word
+from inference.llama_grammar import LlamaGrammars
 from inference.sampler import Logits
 from inference.scheduler import CHUNK
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
@@ -55,6 +56,12 @@ class LlamaContext:
         info = llama_cpp.llama_print_system_info().decode()
         flags = {part.split("=")[0].strip().lower() for part in info.replace(":", "|").split("|") if "= 1" in part}
         return f"llama.cpp/{llama_cpp.__version__}/cpu-{isa_word(flags)}/{self._file_type()}"
+
+    def grammars(self) -> LlamaGrammars:
+        """For this model's vocabulary; what is slow about them is done here."""
+        grammars = LlamaGrammars(self._vocab)
+        assert grammars.levels
+        return grammars
 
     def decode(self, rows: Sequence[Row]) -> list[Logits]:
         batch = self._batch

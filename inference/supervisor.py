@@ -20,7 +20,7 @@ from inference.isolation import child_command, child_environment
 from inference.prefix import KnownBlocks, block_keys, scope_key
 from inference.sampler import LOGPROBS_LIMIT, read_logprobs
 from inference.scheduler import CHUNK
-from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError
+from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.ports import Generated, Job, TokenLogprobs
 from market.values import from_plain, to_plain
 
@@ -28,7 +28,7 @@ LOAD_LIMIT_S: Final = 300.0
 RESTART_LIMIT_S: Final = 10.0
 _LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 16
-_FINISHES: Final = ("", "stop", "length", "error")
+_FINISHES: Final = ("", "stop", "length", "error", "refused")
 
 T = TypeVar("T")
 
@@ -49,9 +49,11 @@ class JobStream:
     """One job's tokens on their way from its worker to its reader. It may change workers: a job that lost its
     slot goes on where it was, under a new number, and its tokens are the same."""
 
-    def __init__(self, number: int, job: Job) -> None:
+    def __init__(self, number: int, job: Job, *, grammar: str = "") -> None:
         self.number = number
         self.job = job
+        self.grammar = grammar
+        """GBNF, checked."""
         self.scope = scope_key(job.scope)
         self.blocks = block_keys(self.scope, job.prompt)
         self.worker: Worker | None = None
@@ -122,7 +124,7 @@ class JobStream:
             read=self.read,
             scope=self.scope,
             logprobs=-1 if job.logprobs is None else job.logprobs,
-            grammar=job.grammar,
+            grammar=self.grammar,
         )
 
 
@@ -313,6 +315,8 @@ class Worker:
             del self.streams[job]
         if finish == "error":
             stream.fail(EngineFailed(str(error)[:500]))
+        elif finish == "refused":
+            stream.fail(RequestInvalid(str(error)[:500]))
         else:
             stream.deliver(token, finish, cached=cached, logprobs=likelihoods)
 

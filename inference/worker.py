@@ -115,9 +115,10 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
     )
+    grammars = context.grammars()
     close_the_door()
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation)
-    return Batch(context, slots=settings.slots, window=settings.window), facts
+    return Batch(context, slots=settings.slots, window=settings.window, grammars=grammars), facts
 
 
 def main() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
 
 import nacl.signing
 
@@ -23,7 +22,6 @@ from market.ports import (
     Books,
     Clock,
     Conversation,
-    Engine,
     EngineInfo,
     EngineLoad,
     Generated,
@@ -33,7 +31,7 @@ from market.ports import (
 )
 from market.record import ReceiptRecord
 from market.signing import Secp256k1Signer
-from market.task import ChatMessage, Sampling, TaskId
+from market.task import ChatMessage, TaskId
 from market.voucher import ChannelTerms, Opening, check_opening, sign_opening
 
 
@@ -131,6 +129,8 @@ class ScriptedEngine:
     async def generate(self, job: Job) -> AsyncGenerator[Generated]:
         if len(job.prompt) + 1 > self.info.context:
             raise RequestInvalid("the prompt does not fit.")
+        if job.logprobs is not None or job.grammar:
+            raise RequestInvalid("a script has neither log probabilities nor grammars.")
         self.running += 1
         loop = asyncio.get_running_loop()
         try:
@@ -291,42 +291,6 @@ class MemoryNetwork:
 
 
 # ---- kits ----------------------------------------------------------------------------------------
-
-
-def job(prompt: tuple[int, ...], *, max_tokens: int = 16, end_tokens: frozenset[int] = frozenset()) -> Job:
-    return Job(
-        task=TaskId(hashlib.sha256(repr(prompt).encode()).digest()),
-        prompt=prompt,
-        sampling=Sampling(seed=bytes(32), temperature_micro=0),
-        max_tokens=max_tokens,
-        end_tokens=end_tokens,
-    )
-
-
-async def check_engine(engine: Engine, prompt: tuple[int, ...]) -> None:
-    """What every engine must do: stream, end with a reason, repeat itself, stop when closed, refuse what never fits."""
-    answers = []
-    for _ in range(2):
-        items = [item async for item in engine.generate(job(prompt))]
-        assert items[-1].finish in ("stop", "length"), "the last item says why the answer ended"
-        assert all(item.finish == "" for item in items[:-1]), "only the last item says it"
-        tokens = tuple(token for item in items for token in item.tokens)
-        assert len(tokens) <= 16, "never more than max_tokens"
-        answers.append(tokens)
-    assert answers[0] == answers[1], "temperature 0 answers the same twice"
-    async with aclosing(engine.generate(job(prompt, max_tokens=512))) as stream:
-        async for _ in stream:
-            break
-    async with asyncio.timeout(2):
-        while engine.load().running:  # noqa: ASYNC110 - a port has no event to wait for
-            await asyncio.sleep(0.01)
-    too_long = prompt * (engine.info.context // len(prompt) + 1)
-    try:
-        async for _ in engine.generate(job(too_long)):
-            break
-    except RequestInvalid:
-        return
-    raise AssertionError("a prompt that never fits is refused")
 
 
 async def check_network(near: Network, far: Network, arrived: asyncio.Queue[Conversation]) -> None:

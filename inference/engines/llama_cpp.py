@@ -19,6 +19,7 @@ from typing import Final
 
 from inference.admission import Holder, Waiting, victim
 from inference.frames import WorkerFacts, WorkerSettings
+from inference.grammar import as_gbnf
 from inference.hardware import available_ram
 from inference.modelfile import check_gguf
 from inference.sampler import LOGPROBS_LIMIT
@@ -27,7 +28,7 @@ from inference.supervisor import JobStream, Worker
 from market.errors import EngineFailed, NodeMisconfigured, OctoError, PromptTooLong, RequestInvalid
 from market.ports import EngineInfo, EngineLoad, Generated, Job
 
-FEATURES: Final = frozenset({"prefix", "logprobs", "preempt"})
+FEATURES: Final = frozenset({"prefix", "logprobs", "grammar", "preempt"})
 WAITING_LIMIT: Final = 1024
 """Jobs without a slot; with 131,072 tokens each at most, half a gigabyte of prompts."""
 _END_TOKENS_LIMIT: Final = 256
@@ -68,10 +69,13 @@ class LlamaEngine:
         return EngineLoad(running=sum(len(worker.streams) for worker in self._workers), waiting=len(self._waiting))
 
     async def generate(self, job: Job) -> AsyncGenerator[Generated]:
-        """See the port. Raises PromptTooLong if no token would fit behind the prompt; EngineFailed if too many jobs
-        wait, or when the job's deadline passes before it is admitted."""
+        """See the port. Raises PromptTooLong if no token would fit behind the prompt; RequestInvalid for a grammar that
+        is malformed, EngineFailed for one that cannot be satisfied or is too slow; EngineFailed if too many jobs wait,
+        or when the job's deadline passes before it is admitted.
+        """
         self._check(job)
-        stream = JobStream(self._next_number(), job)
+        grammar = as_gbnf(job.grammar) if job.grammar else ""
+        stream = JobStream(self._next_number(), job, grammar=grammar)
         self._make_room(job)
         self._wait(stream)
         loop = asyncio.get_running_loop()

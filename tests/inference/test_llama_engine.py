@@ -16,7 +16,7 @@ from inference.speed import measure_speed
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, PromptTooLong, RequestInvalid
 from market.ports import Generated, Job
 from market.task import LogitBias, Sampling, TaskId
-from market.testing import check_engine
+from market.testing_engine import check_engine
 from tests.inference.engine_kit import (
     GREEDY,
     SEEDED,
@@ -83,7 +83,7 @@ async def test_two_threads_draw_what_one_draws(engine, default_model):
     async with open_llama_engine(default_model, workers=1, threads=2, slots=2, context=1024) as other:
         assert [await answer(other, work) for work in works] == one
         assert await asyncio.gather(*(answer(other, work) for work in works)) == one
-        assert other.prefix_facts.cached_tokens == 64 + 384
+        assert other.prefix_facts.cached_tokens == 64 + 64 + 384
 
 
 async def test_end_tokens_stop_and_max_tokens_and_context_are_lengths(engine):

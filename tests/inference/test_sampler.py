@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.sampler import Sampler, gumbel, noise_bits
+from inference.sampler import Sampler, gumbel, logprobs_of, noise_bits, read_logprobs
 from market.errors import EngineFailed
 from market.task import MICRO, LogitBias, Sampling
 
@@ -213,3 +213,73 @@ def test_a_row_of_minus_infinity_fails_the_engine_and_one_value_is_enough(temper
         sampler.draw(logits)
     logits[4321] = -3.0
     assert sampler.draw(logits) == 4321
+
+
+# ---- what a grammar permits ----------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([0, 700_000, 1_300_000]),
+    st.sampled_from([0, 1, 40]),
+    st.sampled_from([1_000_000, 900_000]),
+    st.integers(1, 4000),
+    st.integers(0, 99),
+)
+def test_a_permitted_draw_is_a_draw_from_a_row_without_the_rest(temperature, top_k, top_p, some, salt):
+    logits = synthetic(5000, salt)
+    permitted = np.zeros(5000, dtype=np.bool_)
+    permitted[np.random.default_rng(salt).choice(5000, some, replace=False)] = True
+    how = sampling(
+        temperature_micro=temperature,
+        top_k=top_k,
+        top_p_micro=top_p,
+        frequency_penalty_micro=500_000,
+        logit_bias=tuple(LogitBias(token=token, bias_micro=3_000_000) for token in range(0, 5000, 611)),
+    )
+    one, other = Sampler(how, [7, 7, 12]), Sampler(how, [7, 7, 12])
+    bare = np.where(permitted, logits, np.float32(-np.inf))
+    if permitted[[*range(0, 5000, 611), 7, 12]].all() or np.isfinite(bare).any():
+        assert one.draw(logits, lambda ids: permitted[ids]) == other.draw(bare)
+
+
+def test_a_grammar_that_permits_nothing_is_named():
+    for temperature in (0, 1_000_000):
+        with pytest.raises(EngineFailed, match="grammar permits no token"):
+            Sampler(sampling(temperature_micro=temperature)).draw(
+                synthetic(5000, 1), lambda ids: np.zeros(len(ids), np.bool_)
+            )
+
+
+def test_numbers_that_are_none_are_an_error_with_a_grammar_too():
+    for bad in (np.nan, np.inf):
+        logits = synthetic(5000, 1)
+        logits[4000] = bad
+        for temperature in (0, 1_000_000):
+            with pytest.raises(EngineFailed, match="not numbers"):
+                Sampler(sampling(temperature_micro=temperature)).draw(logits, lambda ids: np.ones(len(ids), np.bool_))
+        with pytest.raises(EngineFailed, match="not numbers"):
+            logprobs_of(logits, 3, 5)
+
+
+# ---- log probabilities ---------------------------------------------------------------------------
+
+
+def test_logprobs_are_the_softmax_of_the_bare_row():
+    logits = synthetic(5000, 3)
+    own, top = read_logprobs(logprobs_of(logits, 17, 20))
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    ranked = sorted(range(5000), key=lambda token: (-exact[token], token))[:20]
+    assert [token for token, _ in top] == ranked
+    assert own == pytest.approx(exact[17], abs=1e-5)
+    assert [value for _, value in top] == pytest.approx([exact[token] for token in ranked], abs=1e-5)
+    assert read_logprobs(logprobs_of(logits, 17, 0)) == (own, ())
+    assert math.isclose(
+        sum(math.exp(value) for _, value in read_logprobs(logprobs_of(logits, 0, 256))[1]), 1, abs_tol=1
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", bytes(4) + b"x", b"\xff\xff\xff\x7f", bytes(8) + b"\0\0\xc0\x7f"])
+def test_bytes_that_are_no_logprobs_are_refused(data):
+    with pytest.raises(ValueError, match="no log prob"):
+        read_logprobs(data)
