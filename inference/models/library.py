@@ -39,6 +39,7 @@ from inference.models.unixfs import PROFILE_2025, Profile
 from market.errors import BlockInvalid, ContentUnavailable, EncodingInvalid, ModelFileInvalid
 from market.identity import WalletSigner
 from market.ports import ContentSource
+from market.values import decode
 
 _log = structlog.get_logger()
 
@@ -158,6 +159,11 @@ async def publish_model(store: Store, signed: SignedManifest, *, public: bool = 
     return manifest_cid(signed)
 
 
+async def share_model(store: Store, cid: str) -> None:
+    """Let others have a model that is here, all of it. Raises ContentUnavailable if a file is missing."""
+    await publish_model(store, decode(SignedManifest, await store.read_block(cid)))
+
+
 async def pull_model(
     store: Store,
     cid: str,
@@ -174,8 +180,9 @@ async def pull_model(
     """Bring a manifest and its files (of these roles) into the store, every block verified; what is here is kept.
 
     `trust` is asked before any file is downloaded, `blame` told of each source that sent wrong bytes. Raises what
-    `trust` raises, ContentUnavailable, BlockInvalid, DiskFull, EncodingInvalid for a manifest that does not check, ModelUntrusted for pickled weights unless `allow_pickled`,
-    ModelFileInvalid for weights of another format than the manifest says.
+    `trust` raises, ContentUnavailable, BlockInvalid, DiskFull, EncodingInvalid for a manifest that does not check,
+    ModelUntrusted for pickled weights unless `allow_pickled`, ModelFileInvalid for weights of another format than the
+    manifest says.
     """
     try:
         block = await store.read_block(cid)
