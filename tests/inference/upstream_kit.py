@@ -155,7 +155,7 @@ async def attached(*answers, models=None, **more):
         yield hand, engine
 
 
-async def until(condition) -> None:
-    async with asyncio.timeout(5):
+async def until(condition, limit_s: float = 20) -> None:
+    async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.005)
