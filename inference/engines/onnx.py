@@ -1,0 +1,149 @@
+"""The ONNX engine: embeddings, reranking, and looking at images, by ONNX Runtime in confined children.
+
+Lives here: what a manifest's words mean for it, and its settings. It never loads a graph itself: a model file is a
+stranger's bytes, and only children touch them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from inference.hardware import cpu_flags, isa_word
+from inference.models.manifest import Format, Manifest, Role
+from inference.models.plain_encoder import load_plain_encoder
+from inference.work.engine import SupervisedEngine, open_work_engine
+from inference.work.meters import EmbedMeter, LookMeter, RerankMeter
+from market.errors import ModelFileInvalid, NodeMisconfigured
+from market.ports import Meter
+from market.work import Work
+
+CONTEXT: Final = 512
+"""Of a text model whose manifest says none: BERT's positions."""
+CONTEXT_LIMIT: Final = 8192
+WORKS: Final[Mapping[str, Work]] = {
+    "embed": Work.EMBED,
+    "rerank": Work.RERANK,
+    "detect": Work.LOOK,
+    "classify": Work.LOOK,
+    "read": Work.LOOK,
+}
+_KINDS: Final[Mapping[str, str]] = {
+    "embedding": "embed",
+    "rerank": "rerank",
+    "reranking": "rerank",
+    "detection": "detect",
+    "classification": "classify",
+    "vision": "classify",
+    "ocr": "read",
+}
+"""By a manifest's modality. `vision` is what `add` writes for a graph that takes `pixel_values`."""
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+_BASE_BYTES: Final = 2 << 30
+"""Libraries, threads' stacks and buffers of a call; 4,096 tokens in a layer of 1,024 take 16 MiB a buffer."""
+
+
+def onnx_kind(manifest: Manifest) -> str:
+    """What this engine does with a model: a key of WORKS. Raises ModelFileInvalid if it does nothing with it."""
+    kind = _KINDS.get(manifest.modality.lower())
+    if manifest.format != Format.ONNX or kind is None:
+        raise ModelFileInvalid(
+            f"the ONNX engine does not run {manifest.format} models of modality {manifest.modality!r}.",
+            next_step=f"It runs ONNX models of {', '.join(sorted(_KINDS))}.",
+        )
+    return kind
+
+
+def onnx_models(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the graphs in the order that the engine wants: what finds text before what reads it."""
+    return tuple(sorted((file.name for file in manifest.weights), key=lambda name: ("rec" in name.lower(), name)))
+
+
+def onnx_context(manifest: Manifest) -> int:
+    """In tokens. Buyer and seller both refuse an input that has more."""
+    return min(manifest.context or CONTEXT, CONTEXT_LIMIT)
+
+
+def onnx_meter(manifest: Manifest, paths: Mapping[Role, Path]) -> Meter:
+    """Blocking (0.1 s). `paths` has the manifest's tokenizer if it works on text; no weights are needed.
+
+    Raises ModelFileInvalid.
+    """
+    work = WORKS[onnx_kind(manifest)]
+    if work == Work.LOOK:
+        return LookMeter()
+    if Role.TOKENIZER not in paths:
+        raise ModelFileInvalid(f"{manifest.name} has no tokenizer.", next_step="Add its tokenizer.json to the model.")
+    encoder = load_plain_encoder(paths[Role.TOKENIZER], limit=onnx_context(manifest))
+    return EmbedMeter(encoder) if work == Work.EMBED else RerankMeter(encoder)
+
+
+@asynccontextmanager
+async def open_onnx_engine(
+    folder: Path,
+    *,
+    kind: str,
+    models: Sequence[str],
+    meter: Meter,
+    context: int = CONTEXT,
+    precision: str = "f32",
+    workers: int = 1,
+    threads: int = 1,
+    slots: int = 64,
+    providers: Sequence[str] = ("cpu",),
+    loose: bool = False,
+    memory_bytes: int = 0,
+    hang_s: float = 60.0,
+) -> AsyncIterator[SupervisedEngine]:
+    """Start `workers` processes with the graphs `models` of `folder` (`inference.models.library.model_folder`).
+
+    `precision` is the manifest's quantisation. `slots` jobs go to a worker at once, whose texts share calls:
+    those that come while a call runs are in the next (waiting some ms for more gained nothing: 350 texts a second with
+    and without, and cost a lone one those ms). `providers`: `cpu`, `cuda`, `tensorrt`, most wanted first. `loose` lets
+    texts share calls though the graph gives them other bytes then. `memory_bytes` for each worker, 0: three times the
+    model and 2 GiB.
+    Raises ModelFileInvalid, NodeMisconfigured. Must be opened on a thread that lives as long as the engine.
+    """
+    limits = (("workers", workers, 256), ("threads", threads, 1024), ("slots", slots, 1024))
+    for name, number, most in (*limits, ("context", context, CONTEXT_LIMIT)):
+        if not 1 <= number <= most:
+            raise NodeMisconfigured(f"{name} = {number} is not possible.", next_step=f"Choose 1 to {most}.")
+    if kind not in WORKS or not models:
+        raise ModelFileInvalid(f"the ONNX engine has no kind {kind!r}, or the model no graph.")
+    size, isa = _facts(folder, models)
+    options = {
+        "kind": kind,
+        "models": list(models),
+        "context": context,
+        "providers": list(providers),
+        "engine_words": f"-{isa}/{precision.lower()}{'/loose' if loose else ''}",
+        "loose": loose,
+    }
+    async with open_work_engine(
+        "inference.work.onnx_runner",
+        folder,
+        works=frozenset((WORKS[kind],)),
+        meter=meter,
+        options=options,
+        workers=workers,
+        slots=slots,
+        threads=threads,
+        memory_bytes=memory_bytes or 3 * size + _BASE_BYTES,
+        hang_s=hang_s,
+    ) as engine:
+        yield engine
+
+
+def _facts(folder: Path, models: Sequence[str]) -> tuple[int, str]:
+    """(bytes of all graphs and what lies beside them, the processor's instruction set in a word)."""
+    try:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for name in models:
+            (folder / name).stat()
+        return size, isa_word(cpu_flags(_CPU_INFO.read_text() if _CPU_INFO.exists() else ""))
+    except OSError as error:
+        raise ModelFileInvalid(
+            f"the model cannot be read: {error.strerror}.", next_step="Pull the model again."
+        ) from None
