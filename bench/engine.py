@@ -1,35 +1,34 @@
-"""Our engine against llama-cpp-python's own server: tokens per second at 1, 4, 8 and 16 requests at once.
+"""Our engine against other servers of the same file: tokens per second at 1, 4, 8 and 16 requests at once.
 
-Same model file, prompts, greedy, 48 tokens an answer; both are up all the time and take turns in every run.
-The rival runs as its authors ship it (one request at a time; its default number of threads, which is also its
-fastest here), and is asked without streaming, which costs it least. Prompt processing counts for both.
+Same model file, prompts, greedy, 48 tokens an answer; all are up all the time and take turns in every run.
+llama-cpp-python's server runs as its authors ship it (one request at a time; its default number of threads, which
+is also its fastest here). xllamacpp's, which is llama.cpp's own with as many slots as requests, runs twice, with one
+thread and with one a core, and the faster counts in every run. Rivals are asked without streaming, which costs them
+least. Prompt processing counts for all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 
-from bench.rows import as_dicts, compared
+from bench.rivals import MODEL, has_xllamacpp, open_llama_cpp_server, open_xllamacpp
+from bench.rows import Row, as_dicts, compared
 from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
 from market.ports import Job
 from market.task import Sampling, TaskId
 
-MODEL = Path(__file__).resolve().parents[1] / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_0.gguf"
 CONCURRENCY = (1, 4, 8, 16)
 MAX_TOKENS = 48
 RUNS = 3
 RIVAL = "llama-cpp-python's own server"
+SLOTS_RIVAL = "xllamacpp's server"
 SUBJECTS = "dog cat ship river robot king tree star city book horse moon train garden bridge clock"
 PROMPTS = [
     f"<|im_start|>user\nWrite a short story about a {subject}.<|im_end|>\n<|im_start|>assistant\n"
@@ -39,41 +38,50 @@ END_TOKENS = frozenset({2})
 
 
 def run(*, workers: int = 0, threads: int = 1) -> list[dict[str, Any]]:
-    """Rows `engine_tokens_per_s_<n>` and `engine_scaling_16_over_1`. `workers` 0: one a core."""
+    """Rows `engine_tokens_per_s_<n>` and `engine_scaling_16_over_1`; `engine_tokens_per_s_<n>_xllamacpp` if that is
+    installed (extra `[bench]`). `workers` 0: one a core."""
     return asyncio.run(_run(workers or len(os.sched_getaffinity(0)), threads))
 
 
 async def _run(workers: int, threads: int) -> list[dict[str, Any]]:
     if not MODEL.is_file():
         raise FileNotFoundError(f"{MODEL.name} is missing: run make model")
-    slots = -(-max(CONCURRENCY) // workers)
+    most = max(CONCURRENCY)
     ours: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
     rival: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
-    async with (
-        open_rival() as base,
-        _session() as session,
-        open_llama_engine(MODEL, workers=workers, threads=threads, slots=slots, context=512) as engine,
-    ):
+    slots: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
+    async with AsyncExitStack() as stack:
+        base = await stack.enter_async_context(open_llama_cpp_server())
+        session = await stack.enter_async_context(_session())
+        engine = await stack.enter_async_context(
+            open_llama_engine(MODEL, workers=workers, threads=threads, slots=-(-most // workers), context=512)
+        )
+        slotted = []
+        if has_xllamacpp():
+            for count in sorted({1, len(os.sched_getaffinity(0))}):
+                server = open_xllamacpp(threads=count, slots=most, context=512)
+                slotted.append(await stack.enter_async_context(server))
         prompts = [await _tokenise(session, base, text) for text in PROMPTS]
-        await _ask_rival(session, base, PROMPTS[0])
+        for url in (base, *slotted):
+            await _ask_rival(session, url, PROMPTS[0])
         for _ in range(RUNS):
             for count in CONCURRENCY:
                 ours[count].append(await _speed([_ask_us(engine, prompt) for prompt in prompts[:count]]))
                 rival[count].append(await _speed([_ask_rival(session, base, text) for text in PROMPTS[:count]]))
-    rows = [
-        compared(
-            f"engine_tokens_per_s_{count}",
-            "tokens/s",
-            ours[count],
-            rival[count],
-            RIVAL,
-            at_least=3.0 if count == 16 else None,
-        )
-        for count in CONCURRENCY
+                both = [await _speed([_ask_rival(session, url, text) for text in PROMPTS[:count]]) for url in slotted]
+                slots[count] += [max(both)] if both else []
+    goals = {1: 1.0, 16: 3.0}
+    rows: list[Row] = [
+        compared(f"engine_tokens_per_s_{n}", "tokens/s", ours[n], rival[n], RIVAL, at_least=goals.get(n))
+        for n in CONCURRENCY
     ]
     rows.append(
         compared("engine_scaling_16_over_1", "tokens/s", ours[16], ours[1], "our own engine at 1", at_least=2.3)
     )
+    goals = {1: 1.0, 16: 2.2}
+    for n in CONCURRENCY if slots[1] else ():
+        name = f"engine_tokens_per_s_{n}_xllamacpp"
+        rows.append(compared(name, "tokens/s", ours[n], slots[n], SLOTS_RIVAL, at_least=goals.get(n)))
     return as_dicts(rows)
 
 
@@ -113,33 +121,6 @@ def _session() -> aiohttp.ClientSession:
     """A connection a request: the server closes idle ones, which may cross with the next request."""
     connector = aiohttp.TCPConnector(force_close=True)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300))
-
-
-@contextlib.asynccontextmanager
-async def open_rival() -> AsyncIterator[str]:
-    """The server on a free loopback port; its base URL once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(MODEL), "--n_ctx", "512"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", "False"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        base = f"http://127.0.0.1:{port}"
-        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(f"{base}/v1/models") as response:
-                        if response.status == 200:
-                            break
-                if process.poll() is not None:
-                    raise RuntimeError("llama_cpp.server ended: are its extras installed? (pip install '.[dev]')")
-                await asyncio.sleep(0.1)
-        yield base
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 if __name__ == "__main__":

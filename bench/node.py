@@ -19,7 +19,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from bench.engine import PROMPTS, open_rival
+from bench.engine import PROMPTS
+from bench.rivals import open_llama_cpp_server
 from bench.rows import as_dicts, compared
 from node.devnet import Devnet, Plan, open_devnet
 
@@ -43,13 +44,13 @@ async def _run() -> list[dict[str, Any]]:
         for _ in range(STARTS):
             ours.append(await asyncio.to_thread(_start, Path(folder)))
             began = time.perf_counter()
-            async with open_rival():
+            async with open_llama_cpp_server():
                 rival.append(time.perf_counter() - began)
     start = compared("node_start_s", "s", ours, rival, RIVAL)
     start = start.against(f"<= {START_S:g} s", met=start.ours <= START_S)
 
     plan = Plan(prices=(("0.1", "0.3"),), workers=1)
-    async with open_devnet(plan, tell=lambda _: None) as devnet, open_rival() as base:
+    async with open_devnet(plan, tell=lambda _: None) as devnet, open_llama_cpp_server() as base:
         await _requests(devnet, base)
         theirs = [_memory_mb(_listening(base))]
         gateway = compared("node_gateway_rss_mb", "MB", [_memory_mb(psutil.Process(devnet.client.pid))], theirs, RIVAL)

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from bench.engine import MODEL
+from bench.rivals import MODEL
 from bench.rows import as_dicts, compared
 from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
