@@ -11,15 +11,15 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from inference.models.library import WITHOUT_WEIGHTS, open_tokenizer, pull_model
+from inference.models.library import WITHOUT_WEIGHTS, pull_model
 from inference.models.store import Store
-from inference.models.tokenizer import ModelTokenizer
 from market.errors import ModelUnknown, OctoError
 from market.offer import CheckedOffer
-from market.ports import Meter
+from market.ports import Meter, Tokenizer
 from market.work import Work
 from node.models.finding import SourceFinder
 from node.node import ModelOnOffer
+from node.serving import Reader, open_reader
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class MeshCatalog:
         self._store = store
         self._finder = finder
         self._changed = changed
-        self._tokenizers: dict[str, asyncio.Task[ModelTokenizer]] = {}
+        self._readers: dict[str, asyncio.Task[Reader]] = {}
 
     def on_offer(self) -> Sequence[ModelOnOffer]:
         """One entry a model, most providers first, with the lowest prices."""
@@ -72,37 +72,44 @@ class MeshCatalog:
             next_step="`octo-node models` lists what can be asked for.",
         )
 
-    async def tokenizer(self, model: str) -> ModelTokenizer:
-        """Fetched and verified once; everybody who asks meanwhile waits for the same pull."""
-        loading = self._tokenizers.get(model)
-        if loading is None:
-            loading = self._tokenizers[model] = asyncio.create_task(self._load(model))
-        try:
-            return await asyncio.shield(loading)
-        except OctoError:
-            self._tokenizers.pop(model, None)  # the next one tries again
-            raise
+    async def tokenizer(self, model: str) -> Tokenizer:
+        """Fetched and verified once; everybody who asks meanwhile waits for the same pull. Raises ModelUnknown."""
+        tokenizer = (await self._reader(model)).tokenizer
+        if tokenizer is None:
+            raise ModelUnknown(f"{model} writes no text.", next_step="`octo-node models show` says what it does.")
+        return tokenizer
 
     async def meter(self, model: str, work: Work) -> Meter:
         """How work with a model is counted. Raises ModelUnknown."""
-        raise ModelUnknown(
-            f"{model} does no {work} that this node could count.", next_step="Ask for a model that is made for it."
-        )
+        meter = (await self._reader(model)).meter
+        if meter is None:
+            raise ModelUnknown(f"{model} does not {work}.", next_step="`octo-node models show` says what it does.")
+        return meter
 
-    def put(self, model: str, tokenizer: ModelTokenizer) -> None:
-        """The tokenizer of a model that this node serves itself."""
+    def put(self, model: str, reader: Reader) -> None:
+        """What counts the answers of a model that this node serves itself."""
 
-        async def known() -> ModelTokenizer:
-            return tokenizer
+        async def known() -> Reader:
+            return reader
 
-        self._tokenizers[model] = asyncio.create_task(known())
+        self._readers[model] = asyncio.create_task(known())
 
-    async def _load(self, model: str) -> ModelTokenizer:
+    async def _reader(self, model: str) -> Reader:
+        loading = self._readers.get(model)
+        if loading is None:
+            loading = self._readers[model] = asyncio.create_task(self._load(model))
+        try:
+            return await asyncio.shield(loading)
+        except OctoError:
+            self._readers.pop(model, None)  # the next one tries again
+            raise
+
+    async def _load(self, model: str) -> Reader:
         sources = self._finder.on_offer(model)
         manifest = await pull_model(
             self._store, model, sources, roles=WITHOUT_WEIGHTS, allow_pickled=True, blame=self._finder.blame
         )
-        return await open_tokenizer(self._store, manifest)
+        return await open_reader(self._store, manifest)
 
     async def watch(self) -> None:
         """Fetch the tokenizers of new models as they are offered, until cancelled."""
@@ -110,12 +117,12 @@ class MeshCatalog:
         while True:
             version = await self._changed(version)
             for model in self.on_offer():
-                if model.model not in self._tokenizers and self._finder.on_offer(model.model):
+                if model.model not in self._readers and self._finder.on_offer(model.model):
                     try:
-                        await self.tokenizer(model.model)
+                        await self._reader(model.model)
                     except OctoError as error:
                         log.info("tokenizer_not_fetched", model=model.model, why=str(error))
 
     def close(self) -> None:
-        for loading in self._tokenizers.values():
+        for loading in self._readers.values():
             loading.cancel()

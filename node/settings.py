@@ -197,7 +197,8 @@ class LogSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings. Amounts are 10^-18 OCTO here, OCTO where people write them. Use `node.config.load_settings`."""
+    """All settings. `model` is served, and whatever `serve` names besides. Amounts are 10^-18 OCTO here, OCTO where
+    people write them. Use `node.config.load_settings`."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", validate_default=False
@@ -208,6 +209,7 @@ class Settings(BaseSettings):
     join: Multiaddrs = ()
     provide: bool = True
     model: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = "default"
+    serve: Words = ()
     wallet_password: SecretStr | None = None
     wallet_password_file: Annotated[Path, AfterValidator(_whole_path)] | None = None
     api: Api = Api()

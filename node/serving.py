@@ -1,0 +1,162 @@
+"""Which engine runs a model here, opened and ready to be offered; and how work with a model is counted.
+
+Lives here: the choice by manifest and hardware, and each engine's settings. Engines know no settings and no store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.engines.llama_cpp import open_llama_engine
+from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.hardware import detect_hardware
+from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
+from inference.models.library import model_folder, open_tokenizer, weights_path
+from inference.models.manifest import Format, Manifest, Role
+from inference.models.store import Store
+from inference.speed import measure_speed
+from market.errors import NodeMisconfigured
+from market.offer import ModelOffer
+from market.parts import Served, ServedWork, Serving
+from market.ports import Engine, Meter, Tokenizer
+from market.task import Mode
+from market.work import Work
+from node.settings import Settings
+
+ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX)
+"""In the order in which they are tried."""
+
+
+@asynccontextmanager
+async def open_serving(
+    model: str, manifest: Manifest, *, store: Store, settings: Settings, engine: Engine | None = None
+) -> AsyncIterator[Serving]:
+    """Load a model that is in the store and yield it once it answers. `engine` stands in for the one it would get.
+
+    The files are held while it runs. Raises NodeMisconfigured with what would fit, EngineFailed, ContentError.
+    """
+    kind = EngineKind.LLAMA_CPP if engine is not None else choose_engine(manifest)
+    async with AsyncExitStack() as stack:
+        for file in manifest.files:
+            stack.enter_context(store.using(file.cid))
+        if kind is EngineKind.ONNX:
+            yield await _open_onnx(stack, model, manifest, store=store, settings=settings)
+            return
+        tokenizer = await open_tokenizer(store, manifest)
+        if engine is None:
+            engine = await stack.enter_async_context(
+                open_llama_engine(
+                    await weights_path(store, manifest),
+                    workers=settings.engine.workers or len(os.sched_getaffinity(0)),
+                    threads=settings.engine.threads,
+                    slots=settings.engine.slots,
+                    context=min(settings.engine.context, manifest.context or settings.engine.context),
+                )
+            )
+        speed = await measure_speed(engine)
+        offer = _offer(model, manifest, settings, engine=engine.info.name, context=engine.info.context, speed=speed)
+        yield Served(offer, engine, tokenizer)
+
+
+def choose_engine(manifest: Manifest) -> EngineKind:
+    """The first that can run it here. Raises NodeMisconfigured with every engine's reason."""
+    fits = compatibility(manifest, here=machine_of(detect_hardware()), engines=ENGINES)
+    here = [fit for fit in fits if fit.tier == HERE]
+    for fit in here:
+        if fit.ok:
+            return fit.engine
+    raise NodeMisconfigured(
+        f"{manifest.name} {manifest.version} cannot run here: {_reasons(here)}.",
+        next_step="`octo-node models show` says where it runs; `models search --fits` finds models that fit.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """What a model's answers are counted with: a tokenizer for texts, a meter for other work."""
+
+    tokenizer: Tokenizer | None = None
+    meter: Meter | None = None
+
+
+async def open_reader(store: Store, manifest: Manifest) -> Reader:
+    """The weights are not needed.
+
+    Raises ContentUnavailable, BlockInvalid, ModelFileInvalid.
+    """
+    if manifest.format == Format.ONNX:
+        return Reader(meter=await _meter(store, manifest))
+    return Reader(tokenizer=await open_tokenizer(store, manifest))
+
+
+async def _open_onnx(
+    stack: AsyncExitStack, model: str, manifest: Manifest, *, store: Store, settings: Settings
+) -> ServedWork:
+    meter = await _meter(store, manifest)
+    engine = await stack.enter_async_context(
+        open_onnx_engine(
+            await model_folder(store, manifest),
+            kind=onnx_kind(manifest),
+            models=onnx_models(manifest),
+            meter=meter,
+            context=onnx_context(manifest),
+            precision=manifest.quantisation,
+            workers=1,
+            threads=settings.engine.threads,
+        )
+    )
+    offer = _offer(
+        model,
+        manifest,
+        settings,
+        engine=engine.info.name,
+        context=engine.info.context,
+        works=tuple(sorted(engine.works)),
+    )
+    return ServedWork(offer, engine, meter)
+
+
+async def _meter(store: Store, manifest: Manifest) -> Meter:
+    paths: Mapping[Role, Path] = {
+        file.role: await store.checked_path(file.cid) for file in manifest.files if file.role is Role.TOKENIZER
+    }
+    return await store.in_thread(onnx_meter, manifest, paths)
+
+
+def _offer(
+    model: str,
+    manifest: Manifest,
+    settings: Settings,
+    *,
+    engine: str,
+    context: int,
+    speed: float = 0.0,
+    works: tuple[Work, ...] = (Work.CHAT,),
+) -> ModelOffer:
+    return ModelOffer(
+        model=model,
+        weights=manifest.file(Role.WEIGHTS).cid,
+        name=manifest.name,
+        context=context,
+        price_in=settings.prices.input,
+        price_out=settings.prices.output,
+        modes=(Mode.REALTIME,),
+        engine=engine,
+        tokens_per_s=int(speed),
+        works=works,
+    )
+
+
+def reader_of(serving: Serving) -> Reader:
+    """Of a model that is loaded."""
+    if isinstance(serving, Served):
+        return Reader(tokenizer=serving.tokenizer)
+    return Reader(meter=serving.meter)
+
+
+def _reasons(fits: list[Fit]) -> str:
+    return "; ".join(f"{fit.engine}: {fit.reason.rstrip('.')}" for fit in fits)
