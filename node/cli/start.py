@@ -32,7 +32,8 @@ _STAKE_S = 5.0
 
 @click.command(short_help="Run this machine's node.")
 @click.option("--join", multiple=True, metavar="MULTIADDR", help="A peer to join by; may be given again.")
-@click.option("--model", metavar="NAME|CID|none", help="What to serve: default, a manifest's CID, or none: only buy.")
+@click.option("--model", multiple=True, metavar="REFERENCE|none",
+              help="What to serve: whatever `models pull` takes; may be given again. none: only buy.")  # fmt: skip
 @click.option("--price-in", metavar="OCTO", help="What a million prompt tokens cost here.")
 @click.option("--price-out", metavar="OCTO", help="What a million generated tokens cost here.")
 @click.option("--workers", type=int, help="Engine processes (default: one a core).")
@@ -52,7 +53,7 @@ _STAKE_S = 5.0
 def start(
     *,
     join: tuple[str, ...],
-    model: str | None,
+    model: tuple[str, ...],
     price_in: str | None,
     price_out: str | None,
     workers: int | None,
@@ -78,14 +79,15 @@ def start(
         _end_with(parent)
     from node.config import load_settings
 
-    buys_only = model is not None and model.lower() == "none"
+    buys_only = [name.lower() for name in model] == ["none"]
     settings = load_settings(
         config=config,
         overrides={
             "data_dir": data_dir,
             "join": join or None,
             "provide": False if buys_only else (True if model else None),
-            "model": None if buys_only else model,
+            "model": model[0] if model and not buys_only else None,
+            "serve": model[1:] or None,
             "prices.input": price_in,
             "prices.output": price_out,
             "engine.workers": workers,
