@@ -37,7 +37,8 @@ _DRAIN_S: Final = 0.1
 _DRAIN_READS: Final = 4
 _DEPTH_LIMIT: Final = 32
 _PASSING: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
-_REFUSALS: Final = frozenset((400, 413, 422))
+REFUSALS: Final = frozenset((400, 413, 422))
+"""The request is at fault."""
 _TOO_LONG: Final = ("context_length", "context_window", "exceed_context_size", "too_long")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,4096}")
 _WORD: Final = re.compile(r"[a-z][a-z_]{1,47}")
@@ -164,13 +165,8 @@ class Upstream:
             async with asyncio.timeout(_CONNECT_S):
                 said = error_word(parse_json(await _limited(response, _ERROR_LIMIT_BYTES)))
         words = f"{status}{f' ({said})' if said else ''}"
-        if status in _REFUSALS:
-            if status == 413 or any(part in said for part in _TOO_LONG):
-                return PromptTooLong("the prompt is too long for the server behind this engine.", param="messages")
-            return RequestInvalid(
-                f"the server behind this engine refused the request: {words}.",
-                next_step="Ask without what is special in it; the server may not know a setting, like top_k.",
-            )
+        if status in REFUSALS:
+            return refusal(status, said)
         steps = {
             401: "Check the key of this engine in the settings.",
             402: "The account behind this engine has run out.",
@@ -242,6 +238,15 @@ def parse_json(text: bytes) -> Any:
     except (ValueError, RecursionError):
         pass
     raise UpstreamFailed("the server behind this engine sent what is not JSON, or nests too deep.")
+
+
+def refusal(status: int, said: str) -> RequestInvalid:
+    if status == 413 or any(part in said for part in _TOO_LONG):
+        return PromptTooLong("the prompt is too long for the server behind this engine.", param="messages")
+    return RequestInvalid(
+        f"the server behind this engine refused the request: {status}{f' ({said})' if said else ''}.",
+        next_step="Ask without what is special in it; the server may not know a setting, like top_k.",
+    )
 
 
 def error_word(body: Any) -> str:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Protocol
 
-from inference.engines.openai_client import UpstreamFailed, error_word
+from inference.engines.openai_client import REFUSALS, UpstreamFailed, error_word, refusal
 from inference.models.plain_tokenizer import UnitCutter, messages_of
 from market.errors import PromptTooLong, RequestInvalid
 from market.ports import EngineInfo, Generated, Job, TokenLogprobs
@@ -46,7 +46,7 @@ class Heard:
 
 class Reader(Protocol):
     def hear(self, event: Any) -> Heard:
-        """Raises UpstreamFailed for an event that makes no sense."""
+        """Raises UpstreamFailed for an event that makes no sense, RequestInvalid if the server refuses only now."""
 
     def end(self) -> Generated:
         """The stream's [DONE] came without a reason."""
@@ -240,7 +240,10 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 def _choice(event: Any) -> dict[str, Any] | None:
     """The one choice of an event; None where it has none (counts, time)."""
     if isinstance(event, dict) and event.get("error"):
-        said = error_word(event)
+        said, error = error_word(event), event["error"]
+        code = error.get("code") if isinstance(error, dict) else None
+        if isinstance(code, int) and code in REFUSALS:  # vLLM finds out that a grammar is none when it has begun
+            raise refusal(code, said)
         raise UpstreamFailed(f"the server behind this engine failed in its answer{f': {said}' if said else ''}.")
     choices = event.get("choices") if isinstance(event, dict) else None
     if not isinstance(choices, list) or (choices and not isinstance(choices[0], dict)):

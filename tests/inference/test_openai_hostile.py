@@ -88,6 +88,13 @@ async def test_a_request_that_the_server_cannot_run_is_the_clients_and_is_not_re
         assert "secret" not in str(refused.value) and len(hand.requests) == 1
 
 
+async def test_a_refusal_inside_the_stream_is_one_too():
+    async with attached(says(event({"error": {"code": 400, "type": "BadRequestError"}}))) as (hand, engine):
+        with pytest.raises(RequestInvalid, match="badrequesterror"):
+            await answer(engine)
+        assert len(hand.requests) == 1
+
+
 async def test_a_server_that_stumbles_before_its_first_token_is_asked_again():
     stumbles = (reply(503, b"loading"), reply(429, b"", Retry_After="0"), says(delta("ab"), END))
     async with attached(*stumbles) as (hand, engine):
