@@ -101,6 +101,7 @@ class SupervisedEngine:
         self._waiting: Waiting[WorkStream] = Waiting()
         self._waiting_bytes = 0
         self._numbers = 0
+        self._closed = False
 
     async def start(self, workers: Sequence[_Worker]) -> None:
         """Wait until every child is up. Raises what the first that does not come up says."""
@@ -115,12 +116,25 @@ class SupervisedEngine:
     def worker_pids(self) -> tuple[int, ...]:
         return tuple(worker.child.pid for worker in self._workers if worker.child.pid is not None)
 
+    def close(self) -> None:
+        """Every job that runs or waits ends with an error; so does each that comes later."""
+        error = EngineFailed("the engine is closed.")
+        self._closed = True
+        streams = [stream for worker in self._workers for stream in worker.streams.values()]
+        for stream in (*streams, *self._waiting.drain()):
+            stream.fail(error)
+        for worker in self._workers:
+            worker.streams.clear()
+        self._waiting_bytes = 0
+
     def load(self) -> EngineLoad:
         return EngineLoad(running=sum(len(worker.streams) for worker in self._workers), waiting=len(self._waiting))
 
     async def make(self, job: WorkJob) -> AsyncGenerator[Made]:
         """See the port."""
         encoded = await self._check(job)
+        if self._closed:
+            raise EngineFailed("the engine is closed.")
         self._numbers += 1
         stream = WorkStream(self._numbers, job, encoded, self._meter, unread_limit_bytes=UNREAD_LIMIT_BYTES)
         self._wait(stream)
@@ -257,6 +271,7 @@ async def open_work_engine(
         await engine.start(children)
         yield engine
     finally:
+        engine.close()
         for life in lives:
             life.cancel()
         for worker in children:

@@ -48,6 +48,8 @@ class ToyRunner:
                     for _ in range(int(rest)):
                         time.sleep(0.01)
                         desk.beat()
+                        if task.cancelled:
+                            return
                 case "torn":
                     desk.made(task, [b"x"])
                 case "break":
