@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from market.buyer import Buyer
 from market.identity import Binding, PeerId, SignedBinding
 from market.offer import CheckedOffer
-from market.ports import Balances, Rail
+from market.ports import Balances, Rail, Tokenizer
 from market.record import ReceiptRecord
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ class Catalog(Protocol):
 
     def resolve(self, name: str) -> str:
         """The manifest CID of a name, a CID or `default`; raises ModelUnknown saying what is on offer."""
+
+    async def tokenizer(self, model: str) -> Tokenizer:
+        """Of a manifest CID; raises ModelUnknown or ContentUnavailable."""
 
 
 class Receipts(Protocol):

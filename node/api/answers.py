@@ -9,18 +9,27 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
-from market.buyer import Buyer, Order, Purchase
+from market.buyer import Buyer, Order, Purchase, WorkOrder
 from market.errors import OctoError, PeerFailed
 from market.reception import Outcome
-from market.taking import Delta
+from market.taking import Shown
 from market.talk import stop_tasks
+from market.values import value
 
-Event = tuple[int, Delta | Outcome]
+Event = tuple[int, Shown | Outcome]
 """The index of the choice, and a piece of it or, at its end, how it ended."""
 
 
+@value
+class Answer:
+    """All of one answer."""
+
+    shown: tuple[Shown, ...]
+    outcome: Outcome
+
+
 @asynccontextmanager
-async def open_answers(buyer: Buyer, orders: Sequence[Order]) -> AsyncIterator[AsyncIterator[Event]]:
+async def open_answers(buyer: Buyer, orders: Sequence[Order | WorkOrder]) -> AsyncIterator[AsyncIterator[Event]]:
     """Buy all `orders` at once. Leaving the block early cancels what still runs.
 
     The events raise the first OctoError that ended any of the answers.
@@ -37,9 +46,22 @@ async def open_answers(buyer: Buyer, orders: Sequence[Order]) -> AsyncIterator[A
         yield await stack.enter_async_context(aclosing(events))
 
 
+async def gathered(events: AsyncIterator[Event], *, choices: int) -> list[Answer]:
+    """All that is said, choice by choice."""
+    shown: list[list[Shown]] = [[] for _ in range(choices)]
+    outcomes: dict[int, Outcome] = {}
+    async for index, item in events:
+        if isinstance(item, Outcome):
+            outcomes[index] = item
+        else:
+            shown[index].append(item)
+    return [Answer(shown=tuple(shown[index]), outcome=outcomes[index]) for index in range(choices)]
+
+
 async def _told(index: int, purchase: Purchase) -> AsyncGenerator[Event]:
-    async for delta in purchase.deltas():
-        yield index, delta
+    async with aclosing(_shown(purchase)) as shown:
+        async for item in shown:
+            yield index, item
     outcome = purchase.outcome
     if outcome is None:  # the buyer was closed under us
         raise OctoError("the answer was cut off: this node is stopping.")
@@ -50,6 +72,15 @@ async def _told(index: int, purchase: Purchase) -> AsyncGenerator[Event]:
             remote_code=outcome.finish,
         )
     yield index, outcome
+
+
+async def _shown(purchase: Purchase) -> AsyncGenerator[Shown]:
+    if isinstance(purchase.order, WorkOrder):
+        async for part in purchase.parts():
+            yield part
+    else:
+        async for delta in purchase.deltas():
+            yield delta
 
 
 async def _pump(index: int, purchase: Purchase, queue: asyncio.Queue[Event | Exception]) -> None:

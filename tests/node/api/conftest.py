@@ -15,7 +15,7 @@ import pytest
 from eth_hash.auto import keccak
 from openai import AsyncOpenAI
 
-from market.buyer import Order, Purchase
+from market.buyer import Order, Purchase, WorkOrder
 from market.errors import ModelUnknown
 from market.identity import Binding, PeerId, check_binding, peer_of_public_key, sign_binding
 from market.offer import CheckedOffer, ModelOffer, Offer, Tier
@@ -24,8 +24,9 @@ from market.quote import Quote, sign_quote
 from market.receipt import Receipt, sign_receipt
 from market.reception import Outcome
 from market.record import ReceiptRecord
-from market.taking import Delta
+from market.taking import Delta, Part, Shown
 from market.task import Mode, Privacy
+from market.testing import ByteTokenizer
 from market.values import cid_of, encode
 from node.api.server import open_api
 from node.node import ModelOnOffer
@@ -110,13 +111,14 @@ def record() -> ReceiptRecord:
     )
 
 
-def outcome(order: Order, **changes: Any) -> Outcome:
+def outcome(order: Order | WorkOrder, **changes: Any) -> Outcome:
+    choice = order.sampling.choice if isinstance(order, Order) else 0
     facts: dict[str, Any] = {
         "task": bytes(32),
         "provider": PEER.peer,
         "model": order.model,
         "finish": "stop",
-        "receipt": cid_of(b"receipt %d" % order.sampling.choice),
+        "receipt": cid_of(b"receipt %d" % choice),
         "channel": bytes(32),
         "tokens_in": 7,
         "tokens_out": 3,
@@ -134,25 +136,27 @@ def outcome(order: Order, **changes: Any) -> Outcome:
 class ScriptedPurchase(Purchase):
     """Raises any exception that was put: the bugs of a buyer too."""
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        async for item in super().deltas():
+    async def _shown(self) -> AsyncIterator[Shown]:
+        async for item in super()._shown():
             if isinstance(item, Exception):
                 raise item
             yield item
 
 
 class ScriptedBuyer:
-    """Says its `steps`: a text is a delta, a number a pause in seconds, an error the end; then the outcome."""
+    """Says its `steps`: a text or a delta, bytes for a piece of work, a number for a pause in seconds, an error for
+    the end; then the outcome. `steps_of` says what an order gets, if not all get the same."""
 
     def __init__(self) -> None:
-        self.steps: Sequence[str | float | Exception] = ("Hel", "lo", "!")
-        self.outcome_of: Callable[[Order], Outcome | None] = outcome
-        self.orders: list[Order] = []
+        self.steps: Sequence[str | bytes | float | Delta | Exception] = ("Hel", "lo", "!")
+        self.steps_of: Callable[[Any], Sequence[Any]] = lambda order: self.steps
+        self.outcome_of: Callable[[Any], Outcome | None] = outcome
+        self.orders: list[Any] = []
         self.hung_up = asyncio.Event()
         self.running = 0
 
     @asynccontextmanager
-    async def buy(self, order: Order) -> AsyncIterator[Purchase]:
+    async def buy(self, order: Order | WorkOrder) -> AsyncIterator[Purchase]:
         purchase = ScriptedPurchase(order)
         self.orders.append(order)
         story = asyncio.create_task(self._tell(purchase))
@@ -167,9 +171,13 @@ class ScriptedBuyer:
             story.cancel()
 
     async def _tell(self, purchase: Purchase) -> None:
-        for step in self.steps:
+        for step in self.steps_of(purchase.order):
             if isinstance(step, str):
                 purchase.put(Delta(text=step, tokens=1))
+            elif isinstance(step, bytes):
+                purchase.put(Part(data=step, units=1))
+            elif isinstance(step, Delta):
+                purchase.put(step)
             elif isinstance(step, Exception):
                 purchase.put(step)  # type: ignore[arg-type]  # more kinds than a real buyer's
                 return
@@ -204,6 +212,10 @@ class ScriptedNode:
         if name in ("small", "default", MODEL_CID):
             return MODEL_CID
         raise ModelUnknown(f"no model {name[:80]!r} here; on offer: small.", next_step="Choose one of them.")
+
+    async def tokenizer(self, model: str) -> ByteTokenizer:
+        assert model == MODEL_CID
+        return ByteTokenizer()
 
     async def receipt_by_cid(self, cid: str) -> ReceiptRecord | None:
         return self.record if cid == self.record.receipt.cid() else None

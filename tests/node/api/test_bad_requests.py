@@ -6,6 +6,15 @@ from typing import Any
 
 import pytest
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL_RESULT = {"role": "tool", "content": "x", "tool_call_id": "2"}
+
+
+def schema(content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": content}}
+
+
 NOT_ALLOWED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
     ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
@@ -49,6 +58,23 @@ NOT_ALLOWED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": ""}, "model", "at least 1"),
     ({"model": 5}, "model", "string"),
     ({"model": "x" * 300}, "model", "256"),
+    ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    ({"tool_choice": "perhaps"}, "tool_choice.type", "'required'"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "that name"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function", "type function"),
+    ({"tools": [*TOOLS, *TOOLS]}, "tools", "same name"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", "'function'"),
+    ({"tools": TOOLS * 129}, "tools", "128"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
+    ({"top_logprobs": 5}, "top_logprobs", "logprobs"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "belongs"),
+    ({"response_format": schema({"type": "object", "minProperties": 1})}, "response_format", "minProperties"),
+    ({"response_format": schema({"$ref": "#/nowhere"})}, "response_format", "points to nothing"),
+    ({"messages": [TOOL_RESULT]}, "messages[0].tool_call_id", "no call"),
+    ({"messages": [{**TOOL_RESULT, "tool_call_id": None}]}, "messages[0].tool_call_id", "belongs"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls", "assistant"),
     ({"octo": {"privacy": "secret"}}, "octo.privacy", "'private'"),
     ({"octo": {"mode": "fast"}}, "octo.mode", "'batch'"),
     ({"octo": {"max_price": 5}}, "octo.max_price", "no such parameter"),
@@ -56,16 +82,13 @@ NOT_ALLOWED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 NOT_SUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"logprobs": True}, "logprobs"),
-    ({"top_logprobs": 5}, "top_logprobs"),
+    ({"function_call": "f"}, "function_call"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "x"}}, "audio"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "function", "content": "x", "name": "f"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages[0].content",
