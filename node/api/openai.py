@@ -11,6 +11,7 @@ from market.task import Privacy
 from node.api.answering import Answering, Prepared
 from node.api.clerk import Clerk
 from node.api.completions import Completions
+from node.api.embeddings import Embeddings, Rerank
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
 from node.api.openai_chunks import ChatForm, model_object, model_objects
@@ -45,6 +46,8 @@ class OpenAi:
                 web.get(f"{base}/models/{{id:.+}}", self.model),
                 web.post(f"{base}/chat/completions", answered(Chat(self._clerk).prepare)),
                 web.post(f"{base}/completions", answered(Completions(self._clerk).prepare)),
+                web.post(f"{base}/embeddings", answered(Embeddings(self._clerk).prepare)),
+                web.post(f"{base}/rerank", answered(Rerank(self._clerk).prepare)),
             )
         ]
 
