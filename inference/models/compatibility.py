@@ -60,7 +60,7 @@ _SKILLS: Mapping[EngineKind, _Skill] = {
     ),
     EngineKind.ONNX: _Skill(
         formats=frozenset((Format.ONNX,)),
-        modalities=frozenset(("text", "vision", "embedding", "transcription", "speech")),
+        modalities=frozenset(("embedding", "rerank", "reranking", "detection", "classification", "vision", "ocr")),
         note="Export the model to ONNX.",
     ),
     EngineKind.DIFFUSION: _Skill(

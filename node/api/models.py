@@ -1,7 +1,8 @@
 """The node's own models, for its owner: bring, add, push, list, check, remove, search, sign, trust, follow.
 
 What takes long answers with events (see `long_work`); a caller that hangs up cancels, and what has arrived is kept.
-What changes something wants the token of the data folder (see `guard`). Knows HTTP and shapes; what is done is `node.models.desk`'s.
+What changes something wants the token of the data folder (see `guard`). Knows HTTP and shapes; what is done is
+`node.models.desk`'s.
 """
 
 from __future__ import annotations

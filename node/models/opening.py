@@ -40,7 +40,6 @@ from node.settings import ModelSettings, Settings
 from p2p.network import OctoNetwork
 
 _MISSING = {
-    EngineKind.ONNX: "the onnx engine is not part of this version",
     EngineKind.DIFFUSION: "the diffusion engine is not part of this version",
     EngineKind.SPEECH: "the speech engine is not part of this version",
     EngineKind.OPENAI_HTTP: "the openai_http engine is not part of this version",

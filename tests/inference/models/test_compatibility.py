@@ -40,7 +40,7 @@ def test_every_engine_and_tier_has_an_answer_and_every_no_a_reason() -> None:
         (Format.GGUF, "text", {"llama_cpp", "openai_http"}),
         (Format.GGUF, "image", set()),
         (Format.ONNX, "embedding", {"onnx"}),
-        (Format.ONNX, "speech", {"onnx", "speech"}),
+        (Format.ONNX, "speech", {"speech"}),
         (Format.CTRANSLATE2, "transcription", {"speech"}),
         (Format.SAFETENSORS, "image", {"diffusion"}),
         (Format.SAFETENSORS, "text", {"openai_http"}),
@@ -54,7 +54,7 @@ def test_an_engine_runs_its_formats_for_its_modalities(format: Format, modality:
 
 
 def test_the_reason_names_the_format_the_modality_or_the_pickle() -> None:
-    assert "reads onnx, the model is gguf" in fit(model(), EngineKind.ONNX, "consumer").reason
+    assert "reads onnx, the model is gguf" in fit(model(modality="embedding"), EngineKind.ONNX, "consumer").reason
     assert "the model is for image" in fit(model(modality="image"), EngineKind.LLAMA_CPP, "consumer").reason
     assert "pickled" in fit(model(format=Format.PYTORCH), EngineKind.OPENAI_HTTP, "enterprise").reason
 

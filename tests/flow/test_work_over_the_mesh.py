@@ -1,0 +1,92 @@
+"""Embeddings and rankings from another node, through the official client: found by work, paid by unit, receipted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import openai
+import pytest
+
+from inference.models.draft import Wishes
+from node.running import RunningNode
+from node.settings import Api, Content, EngineSettings, Mesh, ModelSettings, Settings
+from node.wiring import open_node
+from tests.inference import onnx_kit as kit
+
+pytestmark = pytest.mark.net
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+
+def settings_in(folder: Path, **changes) -> Settings:
+    return Settings(
+        data_dir=folder,
+        api=Api(port=0),
+        mesh=Mesh(listen=(LOOPBACK,)),
+        content=Content(host="127.0.0.1"),
+        engine=EngineSettings(workers=1, slots=2, context=512),
+        **changes,
+    )
+
+
+async def a_market(
+    stack: AsyncExitStack, tmp_path: Path, graph: bytes, name: str, modality: str
+) -> tuple[RunningNode, RunningNode]:
+    """(provider of an ONNX model, client)."""
+    files = kit.write_model(tmp_path / name, model_onnx=graph, tokenizer_json=kit.tokenizer_json())
+    async with open_node(settings_in(tmp_path / "p", provide=False)) as node:
+        added = await node.desk.add(str(files), wishes=Wishes(modality=modality))
+    provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model=added["model"])))
+    joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],), models=ModelSettings())
+    client = await stack.enter_async_context(open_node(joined))
+    async with asyncio.timeout(20):
+        while not client.catalog.on_offer():
+            await asyncio.sleep(0.05)
+    return provider, client
+
+
+async def test_embeddings_are_bought_from_another_node_with_a_receipt(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        provider, client = await a_market(stack, tmp_path, kit.pooling_embedder(), "colours", "embedding")
+        (offered,) = client.catalog.on_offer()
+        async with openai.AsyncOpenAI(
+            base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
+        ) as sdk:
+            answer = await sdk.embeddings.create(model=offered.name, input=["red", "green", "red"])
+        vectors = [item.embedding for item in answer.data]
+        assert vectors[0] == vectors[2] != vectors[1]
+        assert answer.usage.prompt_tokens > 0
+        octo = answer.model_extra["octo"]
+        assert octo["provider"] == provider.peer
+        record = await client.receipts.receipt_by_cid(octo["receipt"])
+        assert record is not None and record.pieces
+        assert len(record.tokens) == 3
+
+
+async def test_documents_are_ranked_by_another_node(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        _, client = await a_market(stack, tmp_path, kit.reranker(), "ranker", "rerank")
+        (offered,) = client.catalog.on_offer()
+        body = {"model": offered.name, "query": "red", "documents": ["green", "red red", "blue"]}
+        headers = {"Authorization": f"Bearer {client.first_api_key}"}
+        session = await stack.enter_async_context(aiohttp.ClientSession(client.url, headers=headers))
+        async with session.post("/v1/rerank", json=body) as response:
+            told = json.loads(await response.text())
+        assert response.status == 200, told
+        scores = [result["relevance_score"] for result in told["results"]]
+        assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+
+
+async def test_a_chat_with_an_embedding_model_is_refused_with_the_reason(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        _, client = await a_market(stack, tmp_path, kit.pooling_embedder(), "colours", "embedding")
+        (offered,) = client.catalog.on_offer()
+        async with openai.AsyncOpenAI(
+            base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
+        ) as sdk:
+            with pytest.raises(openai.NotFoundError, match="writes no text"):
+                await sdk.chat.completions.create(model=offered.name, messages=[{"role": "user", "content": "red"}])
