@@ -40,7 +40,6 @@ async def _run() -> list[dict[str, Any]]:
     second: list[float] = []
     gaps: list[float] = []
     chunks: list[float] = []
-    restarts: list[float] = []
     bound: list[float] = []
     free: list[float] = []
     async with open_llama_engine(MODEL, workers=1, slots=4, context=LONG + 256) as engine:
@@ -55,8 +54,7 @@ async def _run() -> list[dict[str, Any]]:
         for salt in range(RUNS):
             free.append(await _ms_a_token(engine, _job(30, salt=salt)))
             bound.append(await _ms_a_token(engine, replace(_job(30, salt=salt), grammar=SCHEMA)))
-        for _ in range(RUNS):
-            restarts.append(await _restart_s(engine))
+        restarts = [await _restart_s(engine) for _ in range(RUNS)]
     return as_dicts(
         [
             compared("prefix_ttft_400", "s", second, first, "the same prompt the first time", at_most=0.2),

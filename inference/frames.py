@@ -30,7 +30,8 @@ _LENGTH: Final = struct.Struct(">I")
 
 @value
 class WorkerSettings:
-    """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free."""
+    """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free; `gpu_layers` go to the
+    GPU, -1 means all."""
 
     parent: int
     model: str
@@ -40,6 +41,7 @@ class WorkerSettings:
     window: int
     memory_bytes: int
     core: int
+    gpu_layers: int = 0
 
 
 @value

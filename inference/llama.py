@@ -36,8 +36,11 @@ class LlamaContext:
     Raises ModelFileInvalid with the library's reason, NodeMisconfigured if it does not fit `memory_bytes`.
     """
 
-    def __init__(self, path: Path, *, slots: int, size: int, threads: int, memory_bytes: int) -> None:
+    def __init__(
+        self, path: Path, *, slots: int, size: int, threads: int, memory_bytes: int, gpu_layers: int = 0
+    ) -> None:
         self.threads, self.size = threads, size
+        self._gpu_layers = gpu_layers
         self.lanes = slots + (1 if threads > 1 else 0)
         self._errors: list[str] = []
         self._log = self._quiet_log()
@@ -55,7 +58,9 @@ class LlamaContext:
         """The engine class: library, version, instruction set, quantisation; equal classes replay bit for bit."""
         info = llama_cpp.llama_print_system_info().decode()
         flags = {part.split("=")[0].strip().lower() for part in info.replace(":", "|").split("|") if "= 1" in part}
-        return f"llama.cpp/{llama_cpp.__version__}/cpu-{isa_word(flags)}/{self._file_type()}"
+        # Canonical chunks were measured on CPUs only: with layers elsewhere it is another class.
+        where = f"gpu{self._gpu_layers}-" if self._gpu_layers else ""
+        return f"llama.cpp/{llama_cpp.__version__}/{where}cpu-{isa_word(flags)}/{self._file_type()}"
 
     def grammars(self) -> LlamaGrammars:
         """For this model's vocabulary; what is slow about them is done here."""
@@ -106,7 +111,12 @@ class LlamaContext:
 
     def _load(self, path: Path) -> Any:
         options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 0  # the engine class says cpu; canonical chunks were measured there only
+        if self._gpu_layers and not llama_cpp.llama_supports_gpu_offload():
+            raise NodeMisconfigured(
+                "this build of llama-cpp-python computes on the CPU alone, and GPU layers are set.",
+                next_step="Build it with CMAKE_ARGS=-DGGML_CUDA=on, or set the GPU layers to 0.",
+            )
+        options.n_gpu_layers = self._gpu_layers
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not model:
             raise ModelFileInvalid(

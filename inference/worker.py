@@ -114,6 +114,7 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
         size=settings.context,
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
+        gpu_layers=settings.gpu_layers,
     )
     grammars = context.grammars()
     close_the_door()

@@ -231,11 +231,13 @@ async def open_llama_engine(
     window: int = 64,
     pin: bool = False,
     hang_s: float = 20.0,
+    gpu_layers: int = 0,
 ) -> AsyncIterator[LlamaEngine]:
     """Start `workers` processes with the GGUF `model`, each with `slots` jobs at once and `context` tokens for each.
 
     A job is paused while its reader is `window` tokens behind; a busy worker that is silent for `hang_s` seconds
-    is ended and restarted. `pin` ties worker i to core i: for a machine that does nothing else.
+    is ended and restarted. `pin` ties worker i to core i: for a machine that does nothing else. `gpu_layers` of the
+    model go to the GPU (-1: all), if the library was built for one.
     Raises ModelFileInvalid with the reason, NodeMisconfigured if a number is absurd or does not fit into memory.
     Must be opened on a thread that lives as long as the engine (the kernel ends workers with it).
     """
@@ -264,6 +266,7 @@ async def open_llama_engine(
                 window=window,
                 memory_bytes=share,
                 core=cores[at % len(cores)] if pin else -1,
+                gpu_layers=gpu_layers,
             ),
             hang_s=hang_s,
             on_change=on_change,

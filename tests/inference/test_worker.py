@@ -173,6 +173,14 @@ def test_a_context_longer_than_the_training_is_refused(default_model):
 
 
 @pytest.mark.model
+def test_gpu_layers_are_refused_by_a_library_without_a_gpu(default_model):
+    worker = RealWorker(worker_settings(default_model, slots=1, gpu_layers=-1))
+    kind, code, message, next_step = worker.hear()
+    assert (kind, code) == ("fail", "node_misconfigured") and "GPU" in message and "CUDA" in next_step
+    worker.close()
+
+
+@pytest.mark.model
 def test_a_worker_ends_when_its_line_is_closed(default_model):
     worker = RealWorker(worker_settings(default_model))
     assert worker.hear()[0] == "ready"
@@ -354,10 +362,19 @@ async def test_silence_while_busy_is_a_hang_and_silence_while_idle_is_not():
                 await asyncio.sleep(0.02)
 
 
-async def test_a_first_start_that_crashes_names_the_model_file():
-    with pytest.raises(ModelFileInvalid, match="SIGABRT"):
-        async with running("import os; os.abort()"):
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("import os; os.abort()", "SIGABRT"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),  # what the kernel does to who takes too much memory
+        ("import resource; resource.setrlimit(resource.RLIMIT_DATA, (1 << 26,) * 2); bytearray(1 << 28)", "status 1"),
+    ],
+)
+async def test_a_first_start_that_crashes_names_the_model_file_and_memory(script, how):
+    with pytest.raises(ModelFileInvalid, match=how) as caught:
+        async with running(script):
             pass
+    assert "too little memory" in caught.value.next_step
 
 
 async def test_ready_facts_of_the_wrong_shape_are_not_believed():
