@@ -181,7 +181,10 @@ class SupervisedEngine:
             )
         if job.max_units < 1:
             raise RequestInvalid("max_units must be at least 1.", param="max_units")
-        encoded = encode_request(job.request)
+        try:
+            encoded = encode_request(job.request)
+        except ValueError:
+            raise RequestInvalid("the request holds half a character (a lone surrogate).", param="input") from None
         if len(encoded) > REQUEST_LIMIT_BYTES or len(job.blob) > BLOB_LIMIT_BYTES:
             raise RequestInvalid(
                 f"the request has {len(encoded)} bytes and its blob {len(job.blob)}: {REQUEST_LIMIT_BYTES} and "

@@ -98,7 +98,7 @@ class Rows:
 
 def bucket_of(length: int) -> int:
     """The width for a text of so many tokens: at most 7 more, or an eighth."""
-    step = max(8, 1 << max(0, (length - 1).bit_length() - 3))
+    step = max(8, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
 
 

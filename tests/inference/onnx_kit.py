@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,20 @@ from tests.inference.models.model_kit import proto
 
 FLOAT, INT64 = 1, 7
 WIDTH = 8
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "blue", "poison", "octo", "node", *"abcdefghij")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "red",
+    "green",
+    "blue",
+    "poison",
+    "octo",
+    "node",
+    *"abcdefghij",
+    *(f"w{at}" for at in range(300)),
+)
 
 
 def tokenizer_json(**changes: object) -> str:
@@ -212,3 +226,18 @@ def write_model(folder: Path, **files: bytes | str) -> Path:
         path = folder / ".".join(name.rsplit("_", 1))
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     return folder
+
+
+# ---- images ----------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int, pixels: np.ndarray | None = None, *, depth: int = 8) -> bytes:
+    """[height, width, 3] bytes as a PNG; without pixels a black one, of which a giant has no rows."""
+    if pixels is None:
+        rows = bytes(height * (width * 3 + 1)) if width * height < 1 << 20 else b""
+    else:
+        rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body

@@ -54,10 +54,10 @@ class ToyRunner:
                     desk.made(task, [b"x"])
                 case "break":
                     attempts = (
-                        lambda: Path("/etc/hostname").read_text(),
+                        Path("/etc/passwd").read_text,
                         lambda: (self._folder / "new").write_text("x"),
-                        lambda: (self._folder / "model.onnx").read_text(),
-                        lambda: socket.socket(),
+                        (self._folder / "model.onnx").read_text,
+                        socket.socket,
                     )
                     for attempt in attempts:
                         try:
