@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from market.caching import CacheKey
 from market.message import PART_LIMIT_BYTES, Body, Input, TaskRequest
 from market.ports import Meter, Tokenizer
 from market.taking import PieceTaking, Taking, TokenTaking
@@ -28,6 +29,10 @@ class Ask(Protocol):
     mode: Mode
     privacy: Privacy
     salt: bytes
+    cache: CacheKey | None
+
+    def prompt_under(self, salt: bytes) -> bytes:
+        """The prompt's digest under another salt."""
 
     def bodies(self) -> Iterator[Body]:
         """What follows accept."""
@@ -39,7 +44,9 @@ class Ask(Protocol):
 class TextAsk:
     work = Work.CHAT
 
-    def __init__(self, task: ChatTask, prompt: tuple[int, ...], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, task: ChatTask, prompt: tuple[int, ...], tokenizer: Tokenizer, cache: CacheKey | None = None
+    ) -> None:
         self.model = task.model
         self.tokens_in = len(prompt)
         self.max_tokens = task.max_tokens
@@ -48,8 +55,13 @@ class TextAsk:
         self.mode = task.mode
         self.privacy = task.privacy
         self.salt = task.salt
+        self.cache = cache
         self._task = task
+        self._ids = prompt
         self._tokenizer = tokenizer
+
+    def prompt_under(self, salt: bytes) -> bytes:
+        return prompt_digest(salt, self._ids)
 
     def bodies(self) -> Iterator[Body]:
         yield TaskRequest(task=self._task)
@@ -61,7 +73,16 @@ class TextAsk:
 class WorkAsk:
     sampling = NO_SAMPLING
 
-    def __init__(self, task: WorkTask, request: WorkRequest, blob: bytes, units_in: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        task: WorkTask,
+        request: WorkRequest,
+        *,
+        blob: bytes,
+        units_in: int,
+        meter: Meter,
+        cache: CacheKey | None = None,
+    ) -> None:
         self.work = work_of(request)
         self.model = task.model
         self.tokens_in = units_in
@@ -70,10 +91,14 @@ class WorkAsk:
         self.mode = task.mode
         self.privacy = task.privacy
         self.salt = task.salt
+        self.cache = cache
         self._task = task
         self._request = request
         self._blob = blob
         self._meter = meter
+
+    def prompt_under(self, salt: bytes) -> bytes:
+        return input_digest(salt, self._task.request, self._blob)
 
     def bodies(self) -> Iterator[Body]:
         yield TaskRequest(task=self._task)

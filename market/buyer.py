@@ -10,13 +10,17 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 
+from market.answer_memory import AnswerMemory
 from market.asking import Ask, TextAsk, WorkAsk
+from market.caching import Caching, settled, text_content, text_is_settled, work_content, work_is_settled
 from market.deal import Deal
 from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
 from market.identity import PeerId
+from market.message import Forget, Forgotten
 from market.money import format_octo
 from market.offer import CheckedOffer
 from market.parts import DealParts
@@ -24,6 +28,7 @@ from market.ports import Meters, Network, Tokenizers
 from market.reception import Outcome
 from market.routing import Choice, Needs, Policy, choose
 from market.taking import Delta, Part, Shown
+from market.talk import Talk
 from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId, may_fit
 from market.values import value
 from market.work import WorkRequest, WorkTask, encode_request, work_of
@@ -45,7 +50,8 @@ def all_vetted(_offer: CheckedOffer) -> None:
 @value
 class Order:
     """A text that the user asks for: an answer to `messages`, or the continuation of `text` (see `ChatTask`).
-    `max_tokens` None means: as many as fit, up to the buyer's own default."""
+    `max_tokens` None means: as many as fit, up to the buyer's own default. `cache` None means: as the buyer's terms
+    say; `seeded`: the user named the seed, so that the answer may be one that was given before."""
 
     model: str
     messages: tuple[ChatMessage, ...] = ()
@@ -57,27 +63,34 @@ class Order:
     logprobs: int | None = None
     mode: Mode = Mode.REALTIME
     privacy: Privacy = Privacy.SHARED
+    cache: Caching | None = None
+    seeded: bool = False
 
 
 @value
 class WorkOrder:
-    """Work other than text: what `request` says, with a blob of audio or an image where it wants one."""
+    """Work other than text: what `request` says, with a blob of audio or an image where it wants one. `cache` and
+    `seeded` as in an Order."""
 
     model: str
     request: WorkRequest
     blob: bytes = b""
     mode: Mode = Mode.REALTIME
     privacy: Privacy = Privacy.SHARED
+    cache: Caching | None = None
+    seeded: bool = False
 
 
 @value
 class BuyerTerms:
-    """`attempts` is how many providers are tried before the first token; `own_peers` may see private prompts."""
+    """`attempts` is how many providers are tried before the first token; `own_peers` may see private prompts.
+    `caching` is what orders that say nothing want of providers' caches."""
 
     attempts: int = 3
     default_max_tokens: int = 1024
     close_timeout_s: float = 5.0
     own_peers: frozenset[str] = frozenset()
+    caching: Caching = Caching.OFF
 
 
 class Purchase:
@@ -127,7 +140,10 @@ class Buyer:
         policy: Policy,
         terms: BuyerTerms,
         vet: Vet = all_vetted,
+        cache_salt: Callable[[], bytes] | None = None,
     ) -> None:
+        """`cache_salt` is 32 secret bytes, the same each time: under another salt, what providers keep is not found.
+        Without it no answer is told twice."""
         self._parts = parts
         self._network = network
         self._offers = offers
@@ -136,6 +152,7 @@ class Buyer:
         self._policy = policy
         self._terms = terms
         self._vet = vet
+        self.memory = AnswerMemory(cache_salt)
         self._running: set[asyncio.Task[None]] = set()
         self._silences: Counter[str] = Counter()
 
@@ -176,7 +193,7 @@ class Buyer:
         order = purchase.order
         ask = await (self._ask_for_text(order) if isinstance(order, Order) else self._ask_for_work(order))
         task_id = TaskId(self._parts.random(32))
-        choice = self._choose(task_id, ask)
+        choice = self.memory.prefer(ask, self._choose(task_id, ask))
         failures: dict[str, str] = {}
         for candidate in choice.ranked[: self._terms.attempts]:
             silences = self._silences[candidate.peer]
@@ -202,6 +219,7 @@ class Buyer:
                     raise
                 failures[candidate.peer] = str(error)
             else:
+                self.memory.note(ask, outcome)
                 return outcome.explained(choice.because, _not_chosen(choice, candidate.peer, failures), failures)
         raise NoProvider(
             "every provider that was tried failed.",
@@ -219,7 +237,12 @@ class Buyer:
                 param="messages",
             )
         prompt = tokenizer.render(order.messages) if order.messages else tokenizer.encode(order.text)
-        return TextAsk(self._task(order, len(prompt)), prompt, tokenizer)
+        task = self._task(order, len(prompt))
+        wanted = order.cache or self._terms.caching
+        if not self.memory.may_ask(wanted) or not text_is_settled(order.sampling, order.privacy, seeded=order.seeded):
+            return TextAsk(task, prompt, tokenizer)
+        task = replace(task, sampling=settled(task.sampling))
+        return TextAsk(task, prompt, tokenizer, self.memory.key(text_content(task, prompt), wanted))
 
     async def _ask_for_work(self, order: WorkOrder) -> Ask:
         meter = await self._meters.meter(order.model, work_of(order.request))
@@ -233,7 +256,33 @@ class Buyer:
             privacy=order.privacy,
             salt=self._parts.random(32),
         )
-        return WorkAsk(task, order.request, order.blob, units_in, meter)
+        wanted, cache = order.cache or self._terms.caching, None
+        if self.memory.may_ask(wanted) and work_is_settled(order.request, order.privacy, seeded=order.seeded):
+            cache = self.memory.key(work_content(task, order.blob), wanted)
+        return WorkAsk(task, order.request, blob=order.blob, units_in=units_in, meter=meter, cache=cache)
+
+    async def forget_answers(self) -> Mapping[str, int | str]:
+        """Ask every provider that may keep answers of ours to throw them away: how many each had, or why it did not.
+
+        Whoever cannot be reached keeps them until they are too old; under a new salt they are never asked for again.
+        """
+        keeping = {o.offer.peer for o in self._offers() if any(model.keeps_answers for model in o.offer.models)}
+        peers = sorted(keeping | self.memory.told_us())
+        self.memory.clear()
+        ends = await asyncio.gather(*(self._ask_to_forget(PeerId(peer)) for peer in peers))
+        return dict(zip(peers, ends, strict=True))
+
+    async def _ask_to_forget(self, peer: PeerId) -> int | str:
+        try:
+            conversation = await self._network.open_conversation(peer, TaskId(self._parts.random(32)))
+            try:
+                talk = Talk(conversation, "buyer")
+                await talk.say(Forget())
+                return (await talk.hear_a(Forgotten, self._parts.terms.propose_timeout_s)).answers
+            finally:
+                await conversation.aclose()
+        except OctoError as error:
+            return str(error)
 
     def _contexts(self, model: str) -> list[int]:
         """The context of every offer of the model, in tokens."""

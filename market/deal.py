@@ -11,6 +11,7 @@ import asyncio
 import structlog
 
 from market.asking import Ask
+from market.caching import check_original
 from market.errors import EncodingInvalid, InsufficientFunds, OctoError, PeerBrokeProtocol, PeerRefused, RequestInvalid
 from market.identity import Binding, SignedBinding, check_binding
 from market.message import (
@@ -28,10 +29,12 @@ from market.ports import Conversation
 from market.purse import Spending
 from market.quote import Quote, SignedQuote, check_quote
 from market.reception import Emit, Outcome, Reception
+from market.retelling import Echo
 from market.routing import Candidate
 from market.talk import Talk
 from market.task import TaskId
 from market.voucher import Opening, VoucherFrame
+from market.work import Work
 
 log = structlog.get_logger()
 
@@ -76,6 +79,7 @@ class Deal:
         named = self._parts.purse.channel_for(self._candidate.offer.binding.wallet, self._candidate.max_cost)
         signed, propose = await self._negotiate(talk, named)
         provider = self._check_binding(talk, propose.binding)
+        echo = self._check_cached(talk, signed.read(), propose)
         spending, opening = await self._parts.purse.spend_on(
             signed.read(), provider=provider, named=named, taken=propose.taken
         )
@@ -86,6 +90,7 @@ class Deal:
             await self._accept(talk, signed, spending, opening)
             reception = Reception(
                 parts=self._parts,
+                echo=echo,
                 talk=talk,
                 task_id=self._task_id,
                 salt=self._ask.salt,
@@ -140,9 +145,9 @@ class Deal:
                 privacy=self._ask.privacy,
                 rail=self._parts.rail,
                 channel=named,
+                cache=self._ask.cache if self._candidate.model.keeps_answers else None,
             )
         )
-        model = self._candidate.model
         while True:
             body = await talk.hear(self._parts.terms.propose_timeout_s)
             if isinstance(body, Refuse):
@@ -153,13 +158,15 @@ class Deal:
             if self._cancelled.is_set():
                 await talk.say(Reject(reason="the request was cancelled", is_final=True))
                 raise RequestInvalid("the request was cancelled.")
-            if quote.price_in <= model.price_in and quote.price_out <= model.price_out:
+            # What an answer costs that is told again was offered as well.
+            price_in, price_out = self._candidate.model.prices(self._ask.mode, cached=quote.cached != "")
+            if quote.price_in <= price_in and quote.price_out <= price_out:
                 return body.quote, body
             if quote.final:
                 await talk.say(Reject(reason="the quote is above the offer", is_final=True))
                 asked = f"{format_octo(quote.price_in)} and {format_octo(quote.price_out)}"
                 raise PeerRefused(f"asks {asked} per million tokens, more than it offered.", peer=talk.peer)
-            await talk.say(Counter(price_in=model.price_in, price_out=model.price_out))
+            await talk.say(Counter(price_in=price_in, price_out=price_out))
 
     def _check_quote(self, talk: Talk, signed: SignedQuote) -> Quote:
         """The quote, once it is signed and for exactly what we asked."""
@@ -180,6 +187,7 @@ class Deal:
             "prompt": self._ask.prompt,
             "sampling": self._ask.sampling,
             "max_tokens": self._ask.max_tokens,
+            "mode": self._ask.mode,
         }
         for name, ours in asked.items():
             if getattr(quote, name) != ours:
@@ -189,6 +197,24 @@ class Deal:
         if quote.expires_ms <= self._parts.clock.now_ms():
             raise PeerBrokeProtocol("the quote had expired when it arrived.", peer=talk.peer)
         return quote
+
+    def _check_cached(self, talk: Talk, quote: Quote, propose: Propose) -> Echo | None:
+        """What is told again is compared with what was told then; None for an answer that is generated."""
+        if (quote.cached != "") != (propose.original is not None):
+            raise PeerBrokeProtocol("a quote cites an earlier receipt that is not there.", peer=talk.peer)
+        if propose.original is None:
+            return None
+        if self._ask.cache is None:
+            raise PeerBrokeProtocol("an answer from the cache was not asked for; nothing was paid.", peer=talk.peer)
+        receipt = check_original(
+            propose.original,
+            quote,
+            receipt_key=self._candidate.offer.binding.receipt_key,
+            asked=self._ask,
+            shared=self._ask.cache.shared,
+        )
+        pieces = self._ask.work is not Work.CHAT
+        return Echo(propose.original, receipt, self._parts.verifier, pieces=pieces)
 
     def _check_binding(self, talk: Talk, signed: SignedBinding) -> Binding:
         """The provider's binding, whose keys must be those of its offer."""

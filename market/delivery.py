@@ -7,12 +7,13 @@ the vouchers. A receipt is on disk before it is sent; no disk write stands betwe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Literal
 
 import structlog
 
+from market.caching import Original
 from market.errors import OctoError, PaymentRefused
 from market.goods import Goods, Item
 from market.message import Cancel, Payment, TaskResponse, TickReceipt
@@ -21,7 +22,7 @@ from market.quote import SignedQuote
 from market.receipt import Receipt, sign_receipt
 from market.record import Commitment, ReceiptRecord, record_of
 from market.talk import Talk, stop_tasks
-from market.task import TaskId
+from market.task import Mode, TaskId
 from market.till import Account
 from market.values import encode
 
@@ -46,7 +47,9 @@ class Delivery:
         quote: SignedQuote,
         account: Account,
         seller: SellerParts,
+        begun: Callable[[], None],
     ) -> None:
+        """`begun` is called when the first item is there."""
         self._talk = talk
         self._task_id = TaskId(talk.conversation.task)
         self._goods = goods
@@ -55,6 +58,7 @@ class Delivery:
         self._quote = quote.read()
         self._account = account
         self._seller = seller
+        self._begun = begun
         self._transcript = seller.verifier.open_transcript(
             task=self._task_id,
             quote=quote.digest(),
@@ -73,6 +77,8 @@ class Delivery:
         self._issued: list[tuple[Receipt, bytes]] = []
         self._generating: asyncio.Task[None] | None = None
         self._issuing: asyncio.Task[None] | None = None
+        self.original: Original | None = None
+        """Set once the answer is whole and paid: what a later telling of it can be proved with."""
 
     async def story(self, prepayment: Coroutine[object, object, None]) -> None:
         prepaid = asyncio.create_task(prepayment)
@@ -84,8 +90,9 @@ class Delivery:
             reading = asyncio.create_task(self._read())
             finish = await self._meter()
             await stop_tasks(self._generating)
-            await self._respond(finish)
+            original = await self._respond(finish)
             await self._collect(self._issued[-1])
+            self.original = original
         finally:
             await stop_tasks(self._generating, reading, prepaid, self._issuing)
 
@@ -143,6 +150,8 @@ class Delivery:
             self._room.set()
             if self._finish == "cancelled":
                 return "cancelled"
+            if items:
+                self._begun()
             for item in items:
                 if self._count(item):
                     await self._flush()
@@ -154,12 +163,16 @@ class Delivery:
                 await self._tick()
                 last_tick = loop.time()
             await self._flush()
-            if not items and not self._finish and (first or self._goods.pieces):
+            if not items and not self._finish and (first or self._goods.pieces or self._is_patient()):
                 await self._talk.say(self._goods.alive())
             first = first and not items
             last_send = loop.time()
             if self._finish and not self._buffer:
                 return self._finish
+
+    def _is_patient(self) -> bool:
+        """A task that gave its slot to a realtime one may be still for minutes, and goes on."""
+        return self._quote.mode is not Mode.REALTIME
 
     def _count(self, item: Item) -> bool:
         """Whether it was the last that was asked for."""
@@ -197,9 +210,10 @@ class Delivery:
         await self._seller.books.save(None, receipts=(record,))
         await self._talk.say(TickReceipt(receipt=record.receipt))
 
-    async def _respond(self, finish: Finish) -> None:
+    async def _respond(self, finish: Finish) -> Original:
         if self._issuing is not None:
             await self._issuing
+        quote = self._quote
         record = self._receipt(self._transcript.close_chunk(), final=True, finish=finish)
         await self._seller.books.save(None, receipts=(record,))
         reason: Literal["stop", "length", "cancelled", "error"] = finish or "error"
@@ -208,11 +222,13 @@ class Delivery:
             "task_served",
             task=self._task_id.hex(),
             peer=self._talk.peer,
-            tokens_in=self._quote.tokens_in,
+            tokens_in=quote.tokens_in,
             tokens_out=self._units,
             finish=finish,
             receipt=record.receipt.cid(),
+            cached=quote.cached,
         )
+        return Original(receipt=record.receipt, salt=self._salt, chunk_sizes=record.chunk_sizes)
 
     def _receipt(self, commitment: Commitment, *, final: bool, finish: Finish) -> ReceiptRecord:
         seller, quote = self._seller, self._quote
@@ -240,6 +256,8 @@ class Delivery:
             chain_head=commitment.head,
             transcript_root=commitment.root,
             amount=amount,
+            kind="cached" if quote.cached else "generated",
+            cached=quote.cached,
             started_ms=self._started_ms,
             ended_ms=max(self._started_ms, seller.clock.now_ms()),
         )

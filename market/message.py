@@ -2,7 +2,8 @@
 
     NEGOTIATE      cfp -> propose | refuse -> counter -> accept | reject     (FIPA contract net)
     TASK_REQUEST   the task itself, after accept
-    STATUS_UPDATE  input, tokens, pieces, progress, receipts, vouchers, queue position, heartbeat, cancel
+    STATUS_UPDATE  input, tokens, pieces, progress, receipts, vouchers, queue position, heartbeat, cancel; and, by
+                   itself, forget -> forgotten
     TASK_RESPONSE  the final receipt and why the answer ended
     ERROR          whose fault, a stable code, whether to retry
 
@@ -15,6 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from market.caching import CacheKey, Original
 from market.identity import SignedBinding
 from market.money import Amount
 from market.quote import SignedQuote
@@ -42,7 +44,8 @@ class MessageType(Word):
 
 @value
 class CallForProposals:
-    """ "Who would run this, at what price?" The prompt itself is not in it."""
+    """ "Who would run this, at what price?" The prompt itself is not in it. `cache`: an answer given before would do,
+    and this one may be kept."""
 
     kind: Literal["cfp"] = "cfp"
     binding: SignedBinding
@@ -56,17 +59,19 @@ class CallForProposals:
     privacy: Privacy
     rail: Annotated[str, Field(max_length=128)]
     channel: Digest | None = None
+    cache: CacheKey | None = None
 
 
 @value
 class Propose:
     """`taken` is how many leaves of the named channel the seller holds: after a broken connection the
-    buyer sends again what is missing."""
+    buyer sends again what is missing. `original` comes with a quote that cites one."""
 
     kind: Literal["propose"] = "propose"
     quote: SignedQuote
     binding: SignedBinding
     taken: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    original: Original | None = None
 
 
 @value
@@ -182,6 +187,19 @@ class Payment:
 
 
 @value
+class Forget:
+    """Throw away every answer that you keep because this peer asked for it."""
+
+    kind: Literal["forget"] = "forget"
+
+
+@value
+class Forgotten:
+    kind: Literal["forgotten"] = "forgotten"
+    answers: Annotated[int, Field(ge=0, lt=2**31)]
+
+
+@value
 class Queued:
     kind: Literal["queued"] = "queued"
     position: Annotated[int, Field(ge=0, lt=2**31)]
@@ -214,7 +232,7 @@ class TaskError:
 Body = Annotated[
     CallForProposals | Propose | Refuse | Counter | Accept | Reject
     | TaskRequest
-    | Input | Tokens | Piece | Progress | TickReceipt | Payment | Queued | Cancel
+    | Input | Tokens | Piece | Progress | TickReceipt | Payment | Queued | Cancel | Forget | Forgotten
     | TaskResponse
     | TaskError,
     Field(discriminator="kind"),
@@ -236,6 +254,8 @@ TYPE_OF: dict[type, MessageType] = {
     Payment: MessageType.STATUS_UPDATE,
     Queued: MessageType.STATUS_UPDATE,
     Cancel: MessageType.STATUS_UPDATE,
+    Forget: MessageType.STATUS_UPDATE,
+    Forgotten: MessageType.STATUS_UPDATE,
     TaskResponse: MessageType.TASK_RESPONSE,
     TaskError: MessageType.ERROR,
 }

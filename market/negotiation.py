@@ -3,6 +3,7 @@
 buyer   cfp             accept  task   input|payment|cancel …                  payment
 seller       propose                   queued|progress|tokens|piece|receipt …  response
              refuse
+or, instead of all this: buyer forget, seller forgotten.
 either side may end it with ERROR. `counter` and a non-final `reject` ask for another proposal,
 a bounded number of times. What is not in the table is a broken protocol.
 """
@@ -28,6 +29,7 @@ class Stage(Word):
     ACCEPTED = "accepted"
     RUNNING = "running"
     SETTLING = "settling"
+    FORGETTING = "forgetting"
     ENDED = "ended"
 
 
@@ -50,6 +52,8 @@ _STEPS: dict[tuple[Stage, Side, str], Stage] = {
     (Stage.RUNNING, "seller", "response"): Stage.SETTLING,
     (Stage.SETTLING, "buyer", "payment"): Stage.SETTLING,
     (Stage.SETTLING, "buyer", "cancel"): Stage.SETTLING,
+    (Stage.START, "buyer", "forget"): Stage.FORGETTING,
+    (Stage.FORGETTING, "seller", "forgotten"): Stage.ENDED,
 }
 
 

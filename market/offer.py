@@ -31,7 +31,11 @@ class Tier(Word):
 @value
 class ModelOffer:
     """One model of an offer. Prices are 10^-18 OCTO per million tokens (or units, see `market.work`); `context` is
-    tokens per slot; `tokens_per_s` is what one stream was measured to reach; `works` what it can be asked for."""
+    tokens per slot; `tokens_per_s` is what one stream was measured to reach; `works` what it can be asked for.
+
+    `mode_percent` is the share of the price that each of `modes` costs, in their order; 100 where it says nothing.
+    `cached_percent` is the share of that which an answer from the provider's cache costs; 100: it keeps none.
+    """
 
     model: Cid
     weights: Cid
@@ -43,6 +47,18 @@ class ModelOffer:
     engine: Annotated[str, Field(max_length=128)]
     tokens_per_s: Annotated[int, Field(ge=0, lt=2**31)]
     works: Annotated[tuple[Work, ...], Field(min_length=1, max_length=8)] = (Work.CHAT,)
+    mode_percent: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=8)] = ()
+    cached_percent: Annotated[int, Field(ge=0, le=100)] = 100
+
+    @property
+    def keeps_answers(self) -> bool:
+        return self.cached_percent < 100
+
+    def prices(self, mode: Mode, *, cached: bool = False) -> tuple[int, int]:
+        """Per million tokens in and out, in this mode; of an answer from the cache."""
+        percent = next((share for own, share in zip(self.modes, self.mode_percent, strict=False) if own == mode), 100)
+        share = percent * (self.cached_percent if cached else 100)
+        return self.price_in * share // 10_000, self.price_out * share // 10_000
 
 
 @value

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from market.channel import Channel
 from market.identity import Binding, PeerId
+from market.kept import Kept
 from market.message import Body, Message
 from market.offer import CheckedOffer, SignedOffer
 from market.quote import SignedQuote
@@ -293,6 +294,23 @@ class Books(Protocol):
     async def channels(self) -> Sequence[Channel]: ...
 
     async def receipts(self, *, task: TaskId) -> Sequence[ReceiptRecord]: ...
+
+
+class ResponseCache(Protocol):
+    """The answers that a seller keeps, for a while and up to some size (`market.caching`)."""
+
+    async def find(self, place: bytes) -> Kept | None:
+        """What is kept at `Kept.place()`, if it is whole and not too old. Not believed: the seller compares it with
+        the receipt that it was signed for, and says `wrong` if they differ."""
+
+    async def keep(self, kept: Kept) -> None:
+        """Keep it, in place of what was there. A cache that cannot is no error."""
+
+    async def wrong(self, place: bytes) -> None:
+        """What was found there is not what was signed for."""
+
+    async def forget(self, owner: str) -> int:
+        """Throw away all that this peer asked for first; how many answers that were."""
 
 
 class Standing(Protocol):

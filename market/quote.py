@@ -12,6 +12,7 @@ from market.identity import WalletSigner
 from market.money import Amount, cost
 from market.rails import parse_rail
 from market.signing import TypedStruct, recover_address
+from market.task import Mode
 from market.values import decode, encode, value
 
 _QUOTE = TypedStruct("Quote(bytes32 body,bytes32 task,uint256 maxAmount,uint64 expiresMs)")
@@ -21,7 +22,8 @@ Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 
 @value
 class Quote:
-    """Prices are 10^-18 OCTO per million tokens. `tick_tokens` is one payment step. `final` = no further counter."""
+    """Prices are 10^-18 OCTO per million tokens, for a task in `mode`. `tick_tokens` is one payment step. `final` = no
+    further counter. `cached` is the CID of the receipt whose answer will be told again, at this lower price."""
 
     network: Annotated[str, Field(max_length=64)]
     task: Digest
@@ -40,6 +42,8 @@ class Quote:
     tick_tokens: Annotated[int, Field(ge=1, le=4096)]
     expires_ms: Annotated[int, Field(ge=0, lt=2**53)]
     final: bool
+    mode: Mode = Mode.REALTIME
+    cached: Annotated[str, Field(max_length=128)] = ""
 
     def cost_in(self) -> int:
         return cost(tokens=self.tokens_in, price_per_million=self.price_in)

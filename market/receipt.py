@@ -31,10 +31,13 @@ Milliseconds = Annotated[int, Field(ge=0, lt=2**53)]
 @value
 class Receipt:
     """`amount` is the task's total so far; `chain_head` and `transcript_root` commit to `tokens_out` tokens
-    in `chunks` chunks; `prompt` is the salted hash of the prompt's token ids; `binding` is a CID."""
+    in `chunks` chunks; `prompt` is the salted hash of the prompt's token ids; `binding` is a CID.
+
+    `kind` "cached": nothing was generated; the answer of the receipt whose CID is `cached` was told again."""
 
     version: Literal[1] = 1
-    kind: Literal["generated"] = "generated"
+    kind: Literal["generated", "cached"] = "generated"
+    cached: Annotated[str, Field(max_length=128)] = ""
     network: Annotated[str, Field(max_length=64)]
     rail: Annotated[str, Field(max_length=128)]
     provider: Annotated[str, Field(max_length=64)]
@@ -97,8 +100,8 @@ def check_extends(previous: Receipt, receipt: Receipt) -> None:
         raise EncodingInvalid(f"receipt {receipt.seq} follows a final one.")
     if receipt.seq != previous.seq + 1:
         raise EncodingInvalid(f"receipt {receipt.seq} does not follow receipt {previous.seq}.")
-    for name in ("network", "rail", "provider", "client", "channel", "task", "model", "weights", "quote", "prompt",
-                 "sampling", "tokens_in", "started_ms"):  # fmt: skip
+    for name in ("kind", "cached", "network", "rail", "provider", "client", "channel", "task", "model", "weights",
+                 "quote", "prompt", "sampling", "tokens_in", "started_ms"):  # fmt: skip
         if getattr(previous, name) != getattr(receipt, name):
             raise EncodingInvalid(f"receipt {receipt.seq} changed {name}.")
     for name in ("tokens_out", "chunks", "amount", "ended_ms"):

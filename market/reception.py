@@ -12,18 +12,19 @@ from dataclasses import field, replace
 
 import structlog
 
-from market.errors import OctoError, PeerBrokeProtocol
+from market.errors import OctoError, PeerBrokeProtocol, PeerTimedOut
 from market.identity import Binding, PeerId, SignedBinding
-from market.message import Cancel, Payment, TaskResponse, TickReceipt
+from market.message import Body, Cancel, Payment, Piece, Progress, TaskResponse, TickReceipt, Tokens
 from market.parts import DealParts
 from market.ports import Expectation
 from market.purse import Spending
 from market.quote import SignedQuote
 from market.receipt import Receipt, SignedReceipt
 from market.record import Commitment, ReceiptRecord, record_of
+from market.retelling import Echo
 from market.taking import Shown, Taken, Taking
 from market.talk import Talk, stop_tasks
-from market.task import TaskId
+from market.task import Mode, TaskId
 from market.values import encode, value
 from market.voucher import VoucherFrame
 
@@ -36,7 +37,8 @@ Emit = Callable[[Shown], None]
 @value
 class Outcome:
     """How an answer ended, who gave it, at what price, and why that provider. `not_chosen` and `failed`
-    map peers to reasons; prices are 10^-18 OCTO per million tokens."""
+    map peers to reasons; prices are 10^-18 OCTO per million tokens. `cached` is the CID of the receipt whose answer
+    was told again; empty, it was generated."""
 
     task: bytes
     provider: str
@@ -51,6 +53,7 @@ class Outcome:
     price_out: int
     first_token_ms: int
     total_ms: int
+    cached: str = ""
     because: str = ""
     not_chosen: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Reception:
         self,
         *,
         parts: DealParts,
+        echo: Echo | None,
         talk: Talk,
         task_id: TaskId,
         salt: bytes,
@@ -76,7 +80,9 @@ class Reception:
         emit: Emit,
         on_start: Callable[[], None],
     ) -> None:
+        """`echo` hears what an answer from the cache should be."""
         self._parts = parts
+        self._echo = echo
         self._talk = talk
         self._task_id = task_id
         self._salt = salt
@@ -101,12 +107,15 @@ class Reception:
         self._to_pay: asyncio.Queue[tuple[Receipt, ReceiptRecord] | None] = asyncio.Queue()
         self._began_ms = parts.clock.now_ms()
         self._first_token_ms = 0
+        self._moved_s = asyncio.get_running_loop().time()
+        self._progress = 0
 
     async def story(self) -> Outcome:
         paying = asyncio.create_task(self._pay())
         watching = asyncio.create_task(self._watch_cancel())
         try:
             response = await self._stream(paying)
+            self._check_echo(response)
             receipt = self._check(response.receipt, self._transcript.close_chunk())
             if receipt.finish != response.finish or not receipt.final:
                 raise PeerBrokeProtocol("the last receipt does not say how the answer ended.", peer=self._talk.peer)
@@ -120,10 +129,11 @@ class Reception:
     # ---- stream ----
 
     async def _stream(self, paying: asyncio.Task[None]) -> TaskResponse:
-        terms = self._parts.terms
+        terms, mode = self._parts.terms, self._quote.mode
         while True:
-            wait_s = terms.settle_timeout_s if self._cancelled.is_set() else terms.token_timeout_s
+            wait_s = terms.settle_timeout_s if self._cancelled.is_set() else terms.message_timeout_s(mode)
             body = await self._talk.hear(wait_s)
+            self._check_moves(body)
             if paying.done():
                 await paying  # raises what went wrong with a voucher
             taken = self._taking.take(body, limit=self._quote.max_tokens)
@@ -141,6 +151,18 @@ class Reception:
             elif isinstance(body, TaskResponse):
                 return body
 
+    def _check_moves(self, body: Body) -> None:
+        """Raises PeerTimedOut when a provider has only said for too long that it is alive."""
+        now_s = asyncio.get_running_loop().time()
+        if isinstance(body, Tokens | Piece) or (isinstance(body, Progress) and body.percent > self._progress):
+            self._moved_s = now_s
+            self._progress = body.percent if isinstance(body, Progress) else self._progress
+        patience_s = self._parts.terms.patience_s[self._quote.mode]
+        if now_s - self._moved_s > patience_s:
+            raise PeerTimedOut(
+                f"nothing of the answer came for {patience_s:g} s, only signs of life.", peer=self._talk.peer
+            )
+
     def _take(self, taken: Taken) -> None:
         transcript = self._transcript
         if not transcript.tokens:
@@ -148,6 +170,8 @@ class Reception:
             self._on_start()
         for number, data in taken.items:
             transcript.add(number, data)
+            if self._echo is not None:
+                self._echo.add(number, data)
         if taken.closes is not None:
             commitment = transcript.close_chunk()
             if commitment.head != taken.closes:
@@ -167,6 +191,15 @@ class Reception:
             log.debug("cancel_not_delivered", task=self._task_id.hex(), peer=self._talk.peer)
 
     # ---- verify ----
+
+    def _check_echo(self, response: TaskResponse) -> None:
+        if self._echo is None or self._cancelled.is_set():
+            return
+        if not self._echo.holds(response.finish):
+            raise PeerBrokeProtocol(
+                "what came is not the answer of the receipt that was cited; the rest was not paid.",
+                peer=self._talk.peer,
+            )
 
     def _check(self, signed: SignedReceipt, commitment: Commitment) -> Receipt:
         """A receipt that holds is queued to be paid; one that does not raises PeerBrokeProtocol."""
@@ -215,11 +248,12 @@ class Reception:
         total_ms = self._parts.clock.now_ms() - self._began_ms
         streaming_ms = max(1, total_ms - self._first_token_ms)
         facts = {"success": 1.0}
-        if receipt.tokens_out:
+        if receipt.tokens_out and self._quote.mode is Mode.REALTIME:  # the others are meant to wait
             facts["first_token_ms"] = float(self._first_token_ms)
-        if receipt.tokens_out > 16 and not self._taking.pieces:  # fewer say nothing about speed
-            facts["tokens_per_s"] = (receipt.tokens_out - 1) * 1000 / streaming_ms
-        self._parts.standing.note(PeerId(self._provider.peer), **facts)
+        if receipt.tokens_out > 16 and not self._taking.pieces and self._quote.mode is Mode.REALTIME:
+            facts["tokens_per_s"] = (receipt.tokens_out - 1) * 1000 / streaming_ms  # fewer say nothing about speed
+        if self._echo is None:  # telling again says nothing about who can think
+            self._parts.standing.note(PeerId(self._provider.peer), **facts)
         return Outcome(
             task=self._task_id,
             provider=self._provider.peer,
@@ -234,4 +268,5 @@ class Reception:
             price_out=self._quote.price_out,
             first_token_ms=self._first_token_ms,
             total_ms=total_ms,
+            cached=receipt.cached,
         )

@@ -139,8 +139,9 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
 
 
 def _max_cost(needs: Needs, model: ModelOffer) -> int:
-    return cost(tokens=needs.tokens_in, price_per_million=model.price_in) + cost(
-        tokens=needs.max_tokens, price_per_million=model.price_out
+    price_in, price_out = model.prices(needs.mode)
+    return cost(tokens=needs.tokens_in, price_per_million=price_in) + cost(
+        tokens=needs.max_tokens, price_per_million=price_out
     )
 
 

@@ -75,9 +75,14 @@ def examine(
     _parties(notes, receipt, binding, network=network, provider=provider, client=client)
     _agreement(notes, file, receipt, quote, binding)
     _transcript(notes, file, receipt)
+    _origin(notes, receipt)
     _words(notes, file, answer=answer, stop=stop, token_bytes=token_bytes)
     _prompt(notes, file, receipt, prompt_ids)
-    for what, detail in _NEVER_KNOWN:
+    if receipt.kind == "cached":
+        notes.add(
+            "weights", "unknown", "that the cited receipt's answer was this one, and was drawn by the named weights"
+        )
+    for what, detail in _NEVER_KNOWN if receipt.kind != "cached" else _NEVER_KNOWN[1:]:
         notes.add(what, "unknown", detail)
     return Examination(findings=tuple(notes.findings))
 
@@ -175,7 +180,7 @@ def _agreement(notes: _Notes, file: ReceiptFile, receipt: Receipt, quote: Quote,
     notes.rule(
         "terms",
         f"as quoted: model {shown(receipt.model)}, weights {shown(receipt.weights)}, engine {shown(receipt.engine)}, "
-        f"at most {quote.max_tokens} tokens",
+        f"at most {quote.max_tokens} tokens, {quote.mode}",
         lambda: check_quoted(receipt, quote),
     )
     notes.rule(
@@ -218,6 +223,16 @@ def _transcript(notes: _Notes, file: ReceiptFile, receipt: Receipt) -> None:
         notes.add("end", "holds", f"the receipt is final: the answer ended by {receipt.finish!r}")
     else:
         notes.add("end", "unknown", "the receipt is not final: more may have followed, under a later receipt")
+
+
+def _origin(notes: _Notes, receipt: Receipt) -> None:
+    if receipt.kind == "cached":
+        notes.add(
+            "cached",
+            "holds",
+            f"nothing was generated for this task: the answer of receipt {shown(receipt.cached)} was told again, at the "
+            "price quoted for that; verify that receipt too",
+        )
 
 
 def _words(

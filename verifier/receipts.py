@@ -16,7 +16,7 @@ from market.signing import address_text
 from verifier.transcript import StreamTranscript
 
 QUOTED_ALIKE = ("network", "rail", "provider", "client", "task", "model", "weights", "engine", "prompt", "sampling",
-                "tokens_in")  # fmt: skip
+                "tokens_in", "cached")  # fmt: skip
 """What a receipt must repeat from its quote, word for word."""
 
 
@@ -74,7 +74,9 @@ def check_price(receipt: Receipt, quote: Quote) -> None:
 
 
 def check_ending(receipt: Receipt) -> None:
-    """Raises EncodingInvalid if the receipt contradicts itself about the end of the answer."""
+    """Raises EncodingInvalid if the receipt contradicts itself about where the answer is from, or about its end."""
+    if (receipt.kind == "cached") != (receipt.cached != ""):
+        raise EncodingInvalid(f"receipt says it is {receipt.kind}, and cites {receipt.cached or 'nothing'!r}.")
     if receipt.final != (receipt.finish != ""):
         word = "final" if receipt.final else "not final"
         raise EncodingInvalid(f"receipt says it is {word}, and why the answer ended: {receipt.finish or 'nothing'!r}.")
