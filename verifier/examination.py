@@ -78,11 +78,7 @@ def examine(
     _origin(notes, receipt)
     _words(notes, file, answer=answer, stop=stop, token_bytes=token_bytes)
     _prompt(notes, file, receipt, prompt_ids)
-    if receipt.kind == "cached":
-        notes.add(
-            "weights", "unknown", "that the cited receipt's answer was this one, and was drawn by the named weights"
-        )
-    for what, detail in _NEVER_KNOWN if receipt.kind != "cached" else _NEVER_KNOWN[1:]:
+    for what, detail in _NEVER_KNOWN:
         notes.add(what, "unknown", detail)
     return Examination(findings=tuple(notes.findings))
 
@@ -230,8 +226,8 @@ def _origin(notes: _Notes, receipt: Receipt) -> None:
         notes.add(
             "cached",
             "holds",
-            f"nothing was generated for this task: the answer of receipt {shown(receipt.cached)} was told again, at the "
-            "price quoted for that; verify that receipt too",
+            f"nothing was generated for this task: the answer of receipt {shown(receipt.cached)} was told again, at "
+            "the price quoted for that; verify that receipt too",
         )
 
 

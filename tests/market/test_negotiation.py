@@ -29,6 +29,8 @@ ALLOWED = {
     (Stage.RUNNING, "seller", "response"): Stage.SETTLING,
     (Stage.SETTLING, "buyer", "payment"): Stage.SETTLING,
     (Stage.SETTLING, "buyer", "cancel"): Stage.SETTLING,
+    (Stage.START, "buyer", "forget"): Stage.FORGETTING,
+    (Stage.FORGETTING, "seller", "forgotten"): Stage.ENDED,
 }
 
 

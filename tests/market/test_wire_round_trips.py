@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from market.channel import Channel
 from market.errors import EncodingInvalid
 from market.identity import Binding, SignedBinding
+from market.kept import Kept
 from market.merkle import Peaks
 from market.message import TYPE_OF, Message
 from market.money import AMOUNT_LIMIT, Amount
@@ -30,7 +31,7 @@ from market.voucher import ChannelTerms, Opening, Voucher, VoucherFrame
 
 WIRE_TYPES = (
     Binding, SignedBinding, Offer, SignedOffer, Quote, SignedQuote, Receipt, SignedReceipt, ChannelTerms, Opening,
-    Voucher, VoucherFrame, Sampling, ChatTask, Message, Peaks, Channel, ReceiptRecord, *TYPE_OF,
+    Voucher, VoucherFrame, Sampling, ChatTask, Message, Peaks, Channel, ReceiptRecord, Kept, *TYPE_OF,
 )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ def test_the_file_holds_neither_prompt_nor_text(sale: Any) -> None:
     data = receipt_file.encode(receipt_file.from_record(sale.record()))
     assert b"octopus" not in data
     assert set(to_plain(ReceiptFile, receipt_file.parse(data))) == {
-        "format", "receipt", "quote", "binding", "tokens", "chunk_sizes", "text_sizes", "text_digests", "salt", "pieces",
-        "check",
+        "format", "receipt", "quote", "binding", "tokens", "chunk_sizes", "text_sizes", "text_digests", "salt",
+        "pieces", "check",
     }  # fmt: skip
 
 
