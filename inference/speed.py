@@ -13,11 +13,10 @@ _LIMIT_S: Final = 0.4
 _TOKENS: Final = 64
 
 
-async def measure_speed(engine: Engine) -> float:
+async def measure_speed(engine: Engine, prompt: tuple[int, ...] = tuple(range(1, 17))) -> float:
     """Tokens per second of a lone greedy stream, after its first token; takes at most about half a second
     beyond the first token. 0 if not even two tokens came."""
     sampling = Sampling(seed=bytes(32), temperature_micro=0)
-    prompt = tuple(range(1, 17))
     job = Job(task=TaskId(bytes(32)), prompt=prompt, sampling=sampling, max_tokens=_TOKENS, end_tokens=frozenset())
     started = elapsed = 0.0
     tokens = 0

@@ -35,6 +35,7 @@ class Offering:
         tier: Tier,
         slots: Callable[[], int],
         isolation: Callable[[], str],
+        privacy: Callable[[], Sequence[Privacy]],
         models: Callable[[], Sequence[ModelOffer]],
         stores: Callable[[], Sequence[str]],
         addresses: Callable[[], Sequence[str]],
@@ -51,6 +52,7 @@ class Offering:
         self._tier = tier
         self._slots = slots
         self._isolation = isolation
+        self._privacy = privacy
         self._models = models
         self._stores = stores
         self._addresses = addresses
@@ -96,7 +98,7 @@ class Offering:
             slots=self._slots(),
             models=models,
             stores=stores,
-            privacy=(Privacy.PUBLIC, Privacy.SHARED),
+            privacy=tuple(self._privacy()),
             rails=(self._rail,),
             addresses=tuple(self._addresses())[:8],
             content=tuple(self._content())[:8],

@@ -12,12 +12,14 @@ from inference.models.library import model_of
 from inference.models.progress import OnProgress
 from inference.models.store import Store
 from market.errors import BlockInvalid
+from market.identity import WalletSigner
 from market.offer import ModelOffer
 from market.parts import Serving
 from market.ports import Engine, EngineLoad, WorkEngine
+from market.task import Privacy
 from node.catalog import MeshCatalog
 from node.models.desk import ModelDesk
-from node.serving import open_serving, reader_of
+from node.serving import open_serving, open_shared, reader_of
 from node.settings import Settings
 
 log = structlog.get_logger()
@@ -27,10 +29,11 @@ SOURCE_PATIENCE_S = 60.0
 
 
 class Providing:
-    """What this node serves; empty until a model is loaded."""
+    """What this node serves; empty until a model is loaded. `public_only`: prompts leave this host."""
 
     def __init__(self) -> None:
         self._served: dict[str, Serving] = {}
+        self.public_only = False
 
     def served(self) -> Mapping[str, Serving]:
         return self._served
@@ -53,6 +56,9 @@ class Providing:
     def worker_pids(self) -> tuple[int, ...]:
         return tuple(pid for engine in self._engines() for pid in getattr(engine, "worker_pids", ()))
 
+    def privacy(self) -> Sequence[Privacy]:
+        return (Privacy.PUBLIC,) if self.public_only else (Privacy.PUBLIC, Privacy.SHARED)
+
     def put(self, served: Serving) -> None:
         self._served[served.model.model] = served
 
@@ -71,6 +77,7 @@ async def provide(
     store: Store,
     catalog: MeshCatalog,
     desk: ModelDesk,
+    wallet: WalletSigner,
     progress: OnProgress,
     engine: Engine | None = None,
 ) -> AsyncIterator[None]:
@@ -80,7 +87,14 @@ async def provide(
     EngineFailed or NodeMisconfigured with the cause.
     """
     async with AsyncExitStack() as stack:
-        for reference in (settings.model, *settings.serve):
+        if settings.share.url is not None:
+            shared, leaves_host = await stack.enter_async_context(
+                open_shared(settings.share, store=store, settings=settings, wallet=wallet)
+            )
+            providing.public_only = leaves_host
+            await desk.sharing.refresh()
+            _put(providing, catalog, shared)
+        for reference in settings.models_to_serve():
             serving = await _loaded(
                 stack,
                 partial(desk.bring, reference, patience_s=SOURCE_PATIENCE_S, progress=progress),
@@ -88,18 +102,22 @@ async def provide(
                 settings=settings,
                 engine=engine,
             )
-            offer = serving.model
-            catalog.put(offer.model, reader_of(serving))
-            providing.put(serving)
-            log.info(
-                "model_loaded",
-                model=offer.model,
-                name=offer.name,
-                engine=offer.engine,
-                works=[str(work) for work in offer.works],
-                tokens_per_s=offer.tokens_per_s,
-            )
+            _put(providing, catalog, serving)
         yield
+
+
+def _put(providing: Providing, catalog: MeshCatalog, serving: Serving) -> None:
+    offer = serving.model
+    catalog.put(offer.model, reader_of(serving))
+    providing.put(serving)
+    log.info(
+        "model_loaded",
+        model=offer.model,
+        name=offer.name,
+        engine=offer.engine,
+        works=[str(work) for work in offer.works],
+        tokens_per_s=offer.tokens_per_s,
+    )
 
 
 async def _loaded(

@@ -5,7 +5,10 @@ Lives here: the choice by manifest and hardware, and each engine's settings. Eng
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,19 +16,22 @@ from pathlib import Path
 
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.engines.openai_http import open_openai_engine
 from inference.hardware import detect_hardware
 from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
-from inference.models.library import model_folder, open_tokenizer, weights_path
-from inference.models.manifest import Format, Manifest, Role
+from inference.models.library import model_folder, open_tokenizer, publish_model, weights_path
+from inference.models.manifest import Format, Manifest, ModelFile, Role, sign_manifest
+from inference.models.plain_tokenizer import PlainTokenizer
 from inference.models.store import Store
 from inference.speed import measure_speed
 from market.errors import NodeMisconfigured
+from market.identity import WalletSigner
 from market.offer import ModelOffer
 from market.parts import Served, ServedWork, Serving
-from market.ports import Engine, Meter, Tokenizer
-from market.task import Mode
+from market.ports import Engine, EngineInfo, Meter, Tokenizer
+from market.task import ChatMessage, Mode
 from market.work import Work
-from node.settings import Settings
+from node.settings import Settings, Share
 
 ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX)
 """In the order in which they are tried."""
@@ -90,7 +96,54 @@ async def open_reader(store: Store, manifest: Manifest) -> Reader:
     """
     if manifest.format == Format.ONNX:
         return Reader(meter=await _meter(store, manifest))
+    if manifest.format == Format.REMOTE:
+        return Reader(tokenizer=PlainTokenizer())
     return Reader(tokenizer=await open_tokenizer(store, manifest))
+
+
+@asynccontextmanager
+async def open_shared(
+    share: Share, *, store: Store, settings: Settings, wallet: WalletSigner
+) -> AsyncIterator[tuple[Served, bool]]:
+    """A model that a server behind `share.url` runs, offered as our own; and whether its prompts leave this host.
+
+    Its manifest names no weights: nobody here can say what they are, and receipts say so. Raises NodeMisconfigured,
+    EngineFailed.
+    """
+    key = share.key
+    async with open_openai_engine(
+        str(share.url),
+        model=share.model,
+        key=key.get_secret_value if key is not None else None,
+        slots=settings.engine.slots,
+        forwards=share.forwards,
+    ) as engine:
+        model, manifest = await _publish_remote(store, share.model, engine.info, wallet)
+        speed = await measure_speed(
+            engine, PlainTokenizer().render((ChatMessage(role="user", content="Count to 20."),))
+        )
+        offer = _offer(model, manifest, settings, engine=engine.info.name, context=engine.info.context, speed=speed)
+        yield Served(offer, engine, PlainTokenizer()), engine.leaves_host
+
+
+async def _publish_remote(store: Store, name: str, info: EngineInfo, wallet: WalletSigner) -> tuple[str, Manifest]:
+    """The same server and model give the same manifest."""
+    said = json.dumps({"kind": "octo/remote/1", "model": name, "server": info.name}, sort_keys=True).encode()
+    path = store.parts / f"add-{hashlib.sha256(said).hexdigest()[:32]}"
+    await store.in_thread(path.write_bytes, said)
+    root = await store.add(path, move=True, public=True)
+    manifest = Manifest(
+        name=re.sub(r"[^A-Za-z0-9._+-]+|\.\.+", "-", name).strip("-._+")[:128] or "model",
+        version="0.0.0",
+        files=(ModelFile(role=Role.CONFIG, name="remote.json", cid=root, size_bytes=len(said)),),
+        format=Format.REMOTE,
+        quantisation="unknown",
+        licence="unknown",
+        modality="text",
+        context=info.context,
+        creator=wallet.address,
+    )
+    return await publish_model(store, sign_manifest(manifest, wallet)), manifest
 
 
 async def _open_onnx(
@@ -139,7 +192,7 @@ def _offer(
 ) -> ModelOffer:
     return ModelOffer(
         model=model,
-        weights=manifest.file(Role.WEIGHTS).cid,
+        weights=manifest.cited.cid,
         name=manifest.name,
         context=context,
         price_in=settings.prices.input,

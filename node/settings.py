@@ -139,6 +139,16 @@ class EngineSettings(_Section):
     context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
 
 
+class Share(_Section):
+    """A server that runs already, offered on the mesh: the base URL of its OpenAI API, the model's name there, the key
+    that it wants. `forwards`: it sends prompts on to other machines, so that only public ones may go there."""
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^https?://\S+$")] | None = None
+    model: Annotated[str, StringConstraints(max_length=256)] = ""
+    key: SecretStr | None = None
+    forwards: bool = False
+
+
 class Prices(_Section):
     """What we ask, in OCTO per million tokens."""
 
@@ -217,6 +227,7 @@ class Settings(BaseSettings):
     mesh: Mesh = Mesh()
     models: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    share: Share = Share()
     prices: Prices = Prices()
     payment: Payment = Payment()
     chain: ChainSettings = ChainSettings()
@@ -262,6 +273,11 @@ class Settings(BaseSettings):
         if "listen" in self.mesh.model_fields_set:
             return (self.mesh.listen,)
         return self.mesh.listen, tuple(address.rpartition("/")[0] + "/0" for address in self.mesh.listen)
+
+    def models_to_serve(self) -> tuple[str, ...]:
+        """Who shares a server of their own runs no model besides, unless they name one."""
+        own = () if self.share.url is not None and "model" not in self.model_fields_set else (self.model,)
+        return (*own, *self.serve)
 
     def models_folder(self) -> Path:
         return self.models.folder or self.data_dir / "models"

@@ -131,6 +131,7 @@ async def open_node(
             tier=hardware.tier,
             slots=providing.slots,
             isolation=providing.isolation,
+            privacy=providing.privacy,
             models=providing.offers,
             stores=lambda: desk.sharing.stores(),  # noqa: PLW0108 - `desk` is made further down
             addresses=mesh.addresses,
@@ -235,6 +236,7 @@ async def open_node(
                     store=models,
                     catalog=catalog,
                     desk=desk,
+                    wallet=keys.wallet,
                     progress=progress,
                     engine=engine,
                 )

@@ -49,7 +49,8 @@ ContextTokens = Annotated[int, Field(ge=0, le=1 << 24)]
 
 class Format(Word):
     """What the weights are. `pytorch` is a pickled state dict, `tensorrt` an opaque plan for one kind of card,
-    `ctranslate2` what faster-whisper reads."""
+    `ctranslate2` what faster-whisper reads. `remote`: there are none; a server that the provider names runs the model,
+    and nobody can say from here what it is."""
 
     GGUF = "gguf"
     SAFETENSORS = "safetensors"
@@ -57,6 +58,7 @@ class Format(Word):
     PYTORCH = "pytorch"
     TENSORRT = "tensorrt"
     CTRANSLATE2 = "ctranslate2"
+    REMOTE = "remote"
 
 
 class Role(Word):
@@ -153,6 +155,11 @@ class Manifest:
         return tuple(file for file in self.files if file.role == Role.WEIGHTS)
 
     @property
+    def cited(self) -> ModelFile:
+        """What offers and receipts name as the weights: the first of them; of a remote model, what describes it."""
+        return (self.weights or self.files)[0]
+
+    @property
     def size_bytes(self) -> int:
         """Of all files; bytes that two names share count once."""
         return sum({file.cid: file.size_bytes for file in self.files}.values())
@@ -221,8 +228,8 @@ def _check(manifest: Manifest) -> None:
     if ".." in manifest.name or manifest.name.lower() in _RESERVED_NAMES or _is_cid(manifest.name):
         raise EncodingInvalid(f"{manifest.name!r} cannot be a model's name: it holds '..', is reserved, or is a CID.")
     roles = Counter(file.role for file in manifest.files)
-    if Role.WEIGHTS not in roles:
-        raise EncodingInvalid("a manifest names at least one weights file.")
+    if (Role.WEIGHTS in roles) == (manifest.format == Format.REMOTE):
+        raise EncodingInvalid("a manifest names at least one weights file; that of a remote model names none.")
     if twice := [role for role in _ONCE if roles[role] > 1]:
         raise EncodingInvalid(f"a manifest names at most one {twice[0]} file.")
     check_file_names(file.name for file in manifest.files)

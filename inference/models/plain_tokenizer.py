@@ -39,6 +39,13 @@ class PlainTokenizer:
         except UnicodeEncodeError:
             raise RequestInvalid("The text holds half a character (a lone surrogate).") from None
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The units of plain text. Raises RequestInvalid for half a character."""
+        try:
+            return units_of(text.encode())
+        except UnicodeEncodeError:
+            raise RequestInvalid("The text holds half a character (a lone surrogate).") from None
+
     def token_bytes(self, token: int) -> bytes:
         """Raises EncodingInvalid for an id that is no unit."""
         return unit_bytes(token)

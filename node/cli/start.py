@@ -34,6 +34,8 @@ _STAKE_S = 5.0
 @click.option("--join", multiple=True, metavar="MULTIADDR", help="A peer to join by; may be given again.")
 @click.option("--model", multiple=True, metavar="REFERENCE|none",
               help="What to serve: whatever `models pull` takes; may be given again. none: only buy.")  # fmt: skip
+@click.option("--share", metavar="URL", help="Offer a model of a server that runs already: its OpenAI API's base URL.")
+@click.option("--share-model", metavar="NAME", help="The model's name at that server.")
 @click.option("--price-in", metavar="OCTO", help="What a million prompt tokens cost here.")
 @click.option("--price-out", metavar="OCTO", help="What a million generated tokens cost here.")
 @click.option("--workers", type=int, help="Engine processes (default: one a core).")
@@ -54,6 +56,8 @@ def start(
     *,
     join: tuple[str, ...],
     model: tuple[str, ...],
+    share: str | None,
+    share_model: str | None,
     price_in: str | None,
     price_out: str | None,
     workers: int | None,
@@ -88,6 +92,8 @@ def start(
             "provide": False if buys_only else (True if model else None),
             "model": model[0] if model and not buys_only else None,
             "serve": model[1:] or None,
+            "share.url": share,
+            "share.model": share_model,
             "prices.input": price_in,
             "prices.output": price_out,
             "engine.workers": workers,
