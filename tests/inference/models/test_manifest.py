@@ -72,7 +72,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         version=draw(st.sampled_from(["0.0.0", "1.2.3-rc.1", "999999999.0.1"])),
         files=tuple(files),
         directory=draw(st.sampled_from(["", str(cid_of_block(DAG_PB, b"d"))])),
-        format=draw(st.sampled_from(list(Format))),
+        format=draw(st.sampled_from([form for form in Format if form != Format.REMOTE])),
         quantisation=draw(words),
         licence=draw(words),
         modality=draw(words),
@@ -92,6 +92,15 @@ def manifests(draw: st.DrawFn) -> Manifest:
 def test_whatever_may_be_signed_reads_back_as_it_was(manifest: Manifest) -> None:
     signed = sign_manifest(manifest, CREATOR)
     assert read_manifest(signed.encoded()) == manifest
+
+
+def test_a_remote_model_names_no_weights_and_every_other_does() -> None:
+    described = a_file(Role.CONFIG, name="remote.json")
+    remote = a_manifest(format=Format.REMOTE, files=(described,))
+    assert read_manifest(sign_manifest(remote, CREATOR).encoded()).cited == described
+    for wrong in (a_manifest(format=Format.REMOTE), a_manifest(files=(described,))):
+        with pytest.raises(EncodingInvalid, match="weights"):
+            sign_manifest(wrong, CREATOR)
 
 
 def test_every_flipped_bit_is_refused() -> None:
