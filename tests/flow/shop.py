@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+from dataclasses import replace
 
 from market.buyer import Buyer, BuyerTerms, Order, Purchase
+from market.caching import Caching
 from market.offer import ModelOffer, Offer, Tier, sign_offer
 from market.parts import DealParts, DealTerms, SellerTerms, Served, ServedWork
 from market.ports import Engine
@@ -48,8 +51,10 @@ class ShopSeller:
         credit=OCTO,
         on_send=None,
         meter=None,
+        cache=None,
+        **offered,
     ):
-        """With a `meter`, `engine` does other work than text."""
+        """With a `meter`, `engine` does other work than text. `offered` changes the model's offer."""
         self.party = Party(name)
         self.engine = engine
         self.books = MemoryBooks()
@@ -60,11 +65,14 @@ class ShopSeller:
             context=engine.info.context,
             price_in=OCTO,
             price_out=price_out,
-            modes=(Mode.REALTIME,),
+            modes=tuple(Mode),
+            mode_percent=(100, 60, 40),
             engine=engine.info.name,
             tokens_per_s=100,
             works=tuple(engine.works) if meter else (Work.CHAT,),
         )
+        self.offer = replace(self.offer, **offered)
+        self.cache = cache
         if meter:
             self.serving = ServedWork(self.offer, engine, meter)
         else:
@@ -88,6 +96,7 @@ class ShopSeller:
             verifier=ReceiptVerifier(),
             clock=clock,
             terms=terms or SellerTerms(tick_tokens=8, payment_timeout_s=1.0),
+            cache=cache,
         )
         serve = self.seller.serve
         if on_send is not None:  # a hostile one
@@ -138,6 +147,8 @@ class ShopBuyer:
         vet=lambda checked: None,
         on_send=None,
         meter=None,
+        caching=Caching.OWN,
+        salt=None,
     ):
         self.party = Party(name)
         self.books = books or MemoryBooks()
@@ -174,8 +185,9 @@ class ShopBuyer:
             meters=OneMeter(meter or ByteMeter()),
             tokenizers=OneTokenizer(tokenizer or ByteTokenizer()),
             policy=Reliable(Cheapest()),
-            terms=BuyerTerms(),
+            terms=BuyerTerms(caching=caching),
             vet=vet,
+            cache_salt=lambda: salt or hashlib.sha256(name.encode()).digest(),
         )
 
     def spent(self) -> int:
@@ -192,7 +204,7 @@ def make_order(text="Hi", **order) -> Order:
     return Order(
         model=order.pop("model", MODEL),
         messages=(ChatMessage(role="user", content=text),),
-        sampling=Sampling(seed=bytes(32)),
+        sampling=order.pop("sampling", Sampling(seed=bytes(32))),
         **order,
     )
 
