@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from market.buyer import Buyer
 from market.identity import Binding, PeerId, SignedBinding
 from market.offer import CheckedOffer
-from market.ports import Balances, Rail, Tokenizer
+from market.ports import Balances, Meter, Rail, Tokenizer
 from market.record import ReceiptRecord
+from market.work import Work
 
 if TYPE_CHECKING:
     from node.chain import ChainSide
@@ -41,6 +42,9 @@ class Catalog(Protocol):
 
     async def tokenizer(self, model: str) -> Tokenizer:
         """Of a manifest CID; raises ModelUnknown or ContentUnavailable."""
+
+    async def meter(self, model: str, work: Work) -> Meter:
+        """How work with a model is counted; raises ModelUnknown or ContentUnavailable."""
 
 
 class Receipts(Protocol):

@@ -1,7 +1,9 @@
-"""JSON bodies, parsed once, within limits; the first thing that is wrong becomes a RequestInvalid that names it."""
+"""JSON bodies and the fields of forms, parsed once, within limits; the first thing that is wrong becomes a
+RequestInvalid that names it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -36,16 +38,28 @@ def parse_body(shape: type[S], data: bytes) -> S:
     try:
         return shape.model_validate_json(data)
     except ValidationError as error:
-        # `include_input=False`: what was sent may be a prompt, and errors end up in logs.
-        first = error.errors(include_input=False, include_url=False)[0]
+        raise _named(error) from None
+
+
+def parse_fields(shape: type[S], fields: Mapping[str, object]) -> S:
+    """The same for the fields of a form: texts, lists of texts, maps of texts."""
+    try:
+        return shape.model_validate(fields, strict=False)  # a form knows texts only
+    except ValidationError as error:
+        raise _named(error) from None
+
+
+def _named(error: ValidationError) -> RequestInvalid:
+    # `include_input=False`: what was sent may be a prompt, and errors end up in logs.
+    first = error.errors(include_input=False, include_url=False)[0]
     if first["type"] == "json_invalid":
-        raise RequestInvalid(f"the body is not valid JSON: {first['ctx']['error']}.")
+        return RequestInvalid(f"the body is not valid JSON: {first['ctx']['error']}.")
     if first["type"] == "model_type" and not first["loc"]:
-        raise RequestInvalid("the body should be a JSON object.")
+        return RequestInvalid("the body should be a JSON object.")
     path = [*first["loc"], *([first["ctx"]["param"]] if "param" in first.get("ctx", {}) else [])]
     param = _path_text(path)
     message = first["msg"][:1].lower() + first["msg"][1:_MESSAGE_LIMIT]
-    raise RequestInvalid(f"{param}: {message}.", param=param)
+    return RequestInvalid(f"{param}: {message}.", param=param)
 
 
 def _path_text(path: list[int | str]) -> str:

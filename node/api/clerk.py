@@ -10,9 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from market.buyer import WorkOrder
 from market.errors import EncodingInvalid, RequestInvalid
-from market.ports import Tokenizer
+from market.ports import Meter, Tokenizer
 from market.task import MICRO, Mode, Privacy
-from market.work import REQUEST_LIMIT_BYTES, WorkRequest, decode_request, encode_request
+from market.work import REQUEST_LIMIT_BYTES, Work, WorkRequest, decode_request, encode_request
 from node.api.bodies import Shape
 from node.node import Node
 
@@ -68,6 +68,9 @@ class Clerk:
 
     async def tokenizer(self, model: str) -> Tokenizer:
         return await self._node.catalog.tokenizer(model)
+
+    async def meter(self, model: str, work: Work) -> Meter:
+        return await self._node.catalog.meter(model, work)
 
     def now(self) -> int:
         return int(self._now_s())

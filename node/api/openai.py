@@ -9,9 +9,11 @@ from aiohttp import web
 from market.errors import ModelUnknown
 from market.task import Privacy
 from node.api.answering import Answering, Prepared
+from node.api.audio import Audio
 from node.api.clerk import Clerk
 from node.api.completions import Completions
 from node.api.embeddings import Embeddings, Rerank
+from node.api.images import Images
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
 from node.api.openai_chunks import ChatForm, model_object, model_objects
@@ -35,6 +37,7 @@ class OpenAi:
         self._node = node
         self._answering = Answering(node, limits=limits, metrics=metrics)
         self._clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
+        self._audio = Audio(self._clerk, self._answering, limits=limits)
 
     def routes(self) -> list[web.RouteDef]:
         answered = self._answering.route
@@ -48,6 +51,10 @@ class OpenAi:
                 web.post(f"{base}/completions", answered(Completions(self._clerk).prepare)),
                 web.post(f"{base}/embeddings", answered(Embeddings(self._clerk).prepare)),
                 web.post(f"{base}/rerank", answered(Rerank(self._clerk).prepare)),
+                web.post(f"{base}/audio/transcriptions", self._audio.transcribe),
+                web.post(f"{base}/audio/translations", self._audio.translate),
+                web.post(f"{base}/audio/speech", answered(self._audio.prepare_speech)),
+                web.post(f"{base}/images/generations", answered(Images(self._clerk).prepare)),
             )
         ]
 

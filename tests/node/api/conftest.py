@@ -28,6 +28,7 @@ from market.taking import Delta, Part, Shown
 from market.task import Mode, Privacy
 from market.testing import ByteTokenizer
 from market.values import cid_of, encode
+from market.work import Work
 from node.api.server import open_api
 from node.node import ModelOnOffer
 
@@ -202,6 +203,7 @@ class ScriptedNode:
         self.chain = None
         self.record = record()
         self.ready = True
+        self.sound_rate = 22_050
         self.checked: list[str] = []
         self.on_offer_now = [MODEL]
 
@@ -216,6 +218,10 @@ class ScriptedNode:
     async def tokenizer(self, model: str) -> ByteTokenizer:
         assert model == MODEL_CID
         return ByteTokenizer()
+
+    async def meter(self, model: str, work: Work) -> Any:
+        assert (model, work) == (MODEL_CID, Work.SPEAK)
+        return SimpleNamespace(rate=self.sound_rate)
 
     async def receipt_by_cid(self, cid: str) -> ReceiptRecord | None:
         return self.record if cid == self.record.receipt.cid() else None
