@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -32,7 +33,8 @@ class Gpu:
 
 @value
 class Hardware:
-    """`cores` are those this process may run on; `ram_bytes` is what it may have, a container's limit included."""
+    """`gpus` are what one engine can use together; `cores` those this process may run on; `ram_bytes` is what it may
+    have, a container's limit included."""
 
     tier: Tier
     gpus: tuple[Gpu, ...]
@@ -86,6 +88,17 @@ def cpu_flags(cpu_info: str) -> frozenset[str]:
     return frozenset()
 
 
+def cpu_name(cpu_info: str | None = None) -> str:
+    """What the processor calls itself in the text of /proc/cpuinfo; empty where it does not say."""
+    if cpu_info is None:
+        cpu_info = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    for line in cpu_info.splitlines():
+        name, _, rest = line.partition(":")
+        if name.strip().lower() in ("model name", "cpu model"):
+            return rest.strip()[:128]
+    return ""
+
+
 def available_ram() -> int:
     """Bytes that can be taken now without swapping, within the container's limit."""
     return min(int(psutil.virtual_memory().available), *(cgroup_room(folder) for folder in _CGROUPS))
@@ -121,17 +134,61 @@ def _inactive_file(path: Path) -> int:
 def _nvidia_gpus() -> tuple[Gpu, ...]:
     import pynvml
 
+    return read_nvml(pynvml, pynvml.NVMLError)
+
+
+def read_nvml(nvml: Any, failure: type[Exception]) -> tuple[Gpu, ...]:
+    """The cards that one engine can use together, as NVIDIA's library `nvml` tells; its errors are `failure`.
+
+    A card in MIG mode is no card but its slices, and a process sees one slice at a time: of several only the largest
+    counts, and none beside a whole card. A card that does not tell its memory (the chip shares the machine's) is left
+    out, and so is one that fell off the bus: the others still count. No driver, no cards.
+    Source: NVIDIA Multi-Instance GPU User Guide, "CUDA Device Enumeration".
+    """
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+    except failure:
         return ()
+    cards: list[Gpu] = []
+    slices: list[Gpu] = []
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(at) for at in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            Gpu(name=str(pynvml.nvmlDeviceGetName(each)), vram_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(each).total))
-            for each in handles
-        )
-    except pynvml.NVMLError:
-        return ()
+        for at in range(int(nvml.nvmlDeviceGetCount())):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(at)
+                if _has_mig(nvml, failure, handle):
+                    slices += _slices(nvml, failure, handle)
+                else:
+                    cards.append(_gpu(nvml, handle))
+            except failure:
+                continue
+    except failure:
+        pass
     finally:
-        pynvml.nvmlShutdown()
+        with suppress(failure):
+            nvml.nvmlShutdown()
+    if cards or not slices:
+        return tuple(cards)
+    return (max(slices, key=lambda slice_: slice_.vram_bytes),)
+
+
+def _gpu(nvml: Any, handle: object) -> Gpu:
+    name = nvml.nvmlDeviceGetName(handle)
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return Gpu(name=text[:128], vram_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total))
+
+
+def _has_mig(nvml: Any, failure: type[Exception], handle: object) -> bool:
+    """Now, not after the next reset. Cards without MIG say that they do not support the question."""
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+    except failure:
+        return False
+    return int(current) == 1
+
+
+def _slices(nvml: Any, failure: type[Exception], handle: object) -> list[Gpu]:
+    found = []
+    for at in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))):
+        with suppress(failure):  # places without a slice are holes in the list
+            found.append(_gpu(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, at)))
+    return found

@@ -8,6 +8,7 @@ they say, and a model must have at least 512 of them.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +102,18 @@ async def throughput(engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS)
     return sum(counts) / (time.perf_counter() - begun)
 
 
+async def goodput(engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS) -> float:
+    """Tokens per second of so many requests together, prompts and waiting included: what a market earns."""
+    begun = time.perf_counter()
+    counts = await asyncio.gather(*(_count(engine, number, tokens) for number in range(streams)))
+    return sum(counts) / (time.perf_counter() - begun)
+
+
+async def _count(engine: Engine, number: int, tokens: int) -> int:
+    async with aclosing(engine.generate(_job(_prompt(number, _SHORT_PROMPT), tokens))) as stream:
+        return sum([len(item.tokens) async for item in stream])
+
+
 async def first_token_s(engine: Engine, length: int) -> float:
     """From the request to the first token of a lone stream whose prompt has `length` tokens that nobody sent before."""
     begun = time.perf_counter()
@@ -133,7 +146,7 @@ def _prompt(seed: int, length: int) -> tuple[int, ...]:
 
 def _job(prompt: tuple[int, ...], tokens: int) -> Job:
     return Job(
-        task=TaskId(bytes(32)),
+        task=TaskId(hashlib.sha256(repr(prompt).encode()).digest()),
         prompt=prompt,
         sampling=Sampling(seed=bytes(32), temperature_micro=0),
         max_tokens=tokens,
