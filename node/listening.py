@@ -55,6 +55,16 @@ def is_wildcard(host: str) -> bool:
     return host in _WILDCARDS
 
 
+def beside(addresses: Sequence[str], port: int) -> tuple[str, ...]:
+    """The content listener's multiaddrs: the mesh's IP addresses, the content port."""
+    found = []
+    for address in addresses:
+        _, kind, host, *_ = (*address.split("/"), "", "", "")
+        if kind in ("ip4", "ip6"):
+            found.append(f"/{kind}/{host}/tcp/{port}/http")
+    return tuple(dict.fromkeys(found))
+
+
 def _cannot_listen(error: OSError | OverflowError, host: str, port: int, setting: str) -> NodeMisconfigured:
     where = f"port {port} on {host}"
     variable = f"OCTO_{setting.upper()}__"

@@ -15,6 +15,7 @@ from market.ports import Balances, Clock, Rail
 from market.signing import address_text
 from node.api_keys import ApiKeys
 from node.catalog import MeshCatalog
+from node.kept_answers import KeptAnswers
 from node.models.desk import ModelDesk
 from node.own_network import OwnNetwork
 from node.providing import Providing
@@ -54,6 +55,7 @@ class RunningNode:
     content_addresses: Sequence[str] = ()
     ready: bool = False
     chain: ChainSide | None = None
+    answers: KeptAnswers | None = None
     warnings: Callable[[], Sequence[str]] = tuple
 
     def addresses(self) -> Sequence[str]:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from market.caching import Caching
 from market.errors import RequestInvalid
 from market.money import OCTO, parse_octo
 from market.task import Privacy
@@ -71,6 +72,7 @@ def size_from_text(raw: object) -> object:
 
 
 Octo = Annotated[int, BeforeValidator(octo_from_text)]
+OptionalBytes = Annotated[int, BeforeValidator(size_from_text), Field(ge=0, le=1 << 60)]
 Bytes = Annotated[int, BeforeValidator(size_from_text), Field(ge=1 << 20, le=1 << 60)]
 Words = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^\S+$")], ...],
@@ -131,12 +133,15 @@ class Mesh(_Section):
 
 
 class EngineSettings(_Section):
-    """`workers` processes (none: one a core) of `threads` threads; each serves `slots` tasks of `context` tokens."""
+    """`workers` processes (none: one a core) of `threads` threads; each serves `slots` tasks of `context` tokens.
+    `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
 
     workers: Annotated[int, Field(ge=1, le=256)] | None = None
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     slots: Annotated[int, Field(ge=1, le=256)] = 8
     context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
+    response_cache: OptionalBytes = 0
+    response_cache_ttl_s: Annotated[float, Field(ge=1, le=365 * 24 * 3600)] = 24 * 3600.0
 
 
 class Share(_Section):
@@ -150,10 +155,14 @@ class Share(_Section):
 
 
 class Prices(_Section):
-    """What we ask, in OCTO per million tokens."""
+    """What we ask, in OCTO per million tokens, in realtime; in batch and async mode so many percent of it, and of that
+    so many percent for an answer from the cache."""
 
     input: Octo = OCTO // 10
     output: Octo = 3 * OCTO // 10
+    batch_percent: Annotated[int, Field(ge=0, le=1000)] = 60
+    async_percent: Annotated[int, Field(ge=0, le=1000)] = 40
+    cached_percent: Annotated[int, Field(ge=0, le=99)] = 10
 
 
 class Payment(_Section):
@@ -187,8 +196,12 @@ class ChainSettings(_Section):
 
 
 class RoutingSettings(_Section):
+    """`cache`: whether public requests whose answer is settled (temperature 0, or a seed) may be answered from what a
+    provider keeps: of this node's own earlier requests, or of everybody's who shares too."""
+
     policy: Literal["cost", "speed"] = "cost"
     privacy: Privacy = Privacy.SHARED
+    cache: Caching = Caching.OWN
 
 
 class Limits(_Section):

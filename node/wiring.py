@@ -40,15 +40,17 @@ from node.config import wallet_password
 from node.content.listener import Content
 from node.content.site import open_content
 from node.folder import Folder, open_folder
+from node.kept_answers import KeptAnswers, open_kept_answers
 from node.keys import Keys, make_binding, open_keys
+from node.listening import beside
 from node.models.opening import Shelf, open_desk, open_finder
 from node.offering import Offering
 from node.own_network import OwnNetwork
 from node.providing import Providing, provide
 from node.running import RunningNode
 from node.settings import Settings
-from node.standing import open_standing
-from node.store import open_store
+from node.standing import StoredStanding, open_standing
+from node.store import Store, open_store
 from p2p.keys import PeerKey
 from p2p.network import OctoNetwork, open_network
 from verifier.receipts import ReceiptVerifier
@@ -86,8 +88,7 @@ async def open_node(
         hardware = await asyncio.to_thread(detect_hardware)
 
         # What it remembers.
-        books = await stack.enter_async_context(open_store(folder.path("node.db")))
-        standing = await stack.enter_async_context(open_standing(books, clock))
+        books, standing, answers = await _open_memory(stack, settings, folder, clock)
         models = await _open_models(stack, settings)
         shelf = Shelf(models, settings.models, clock)
 
@@ -115,6 +116,7 @@ async def open_node(
             verifier=verifier,
             clock=clock,
             terms=SellerTerms(tick_tokens=settings.payment.tick_tokens, tick_s=settings.payment.tick_s),
+            cache=answers.cache,
         )
 
         # Whom it knows.
@@ -185,7 +187,8 @@ async def open_node(
             tokenizers=catalog,
             meters=catalog,
             policy=Reliable(POLICIES[settings.routing.policy]()),
-            terms=BuyerTerms(own_peers=frozenset()),
+            terms=BuyerTerms(own_peers=frozenset(), caching=settings.routing.cache),
+            cache_salt=answers.salt.current,
             vet=chain.stakes.vet if chain is not None else all_vetted,
         )
         stack.push_async_callback(buyer.aclose)
@@ -212,6 +215,7 @@ async def open_node(
             started_ms=clock.now_ms(),
             content_addresses=content_addresses,
             chain=chain,
+            answers=answers,
             warnings=lambda: settings.notes,
         )
         node.url = await stack.enter_async_context(
@@ -261,6 +265,14 @@ async def _identify(
     key = PeerKey(keys.peer_seed)
     signed = make_binding(keys, peer=key, folder=folder, network=settings.network, now_ms=clock.now_ms())
     return keys, key, signed, check_binding(signed, network=settings.network, now_ms=clock.now_ms())
+
+
+async def _open_memory(
+    stack: AsyncExitStack, settings: Settings, folder: Folder, clock: Clock
+) -> tuple[Store, StoredStanding, KeptAnswers]:
+    books = await stack.enter_async_context(open_store(folder.path("node.db")))
+    standing = await stack.enter_async_context(open_standing(books, clock))
+    return books, standing, await stack.enter_async_context(open_kept_answers(settings, folder, clock))
 
 
 async def _open_models(stack: AsyncExitStack, settings: Settings) -> ModelStore:
@@ -364,7 +376,7 @@ async def _open_content(
     url = await stack.enter_async_context(
         open_content(content, host=settings.content_host(), ports=(settings.content.port,))
     )
-    addresses = _beside(mesh.addresses(), urlsplit(url).port or 80)
+    addresses = beside(mesh.addresses(), urlsplit(url).port or 80)
     return addresses
 
 
@@ -383,13 +395,3 @@ def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str
 def _log_end(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("background_task_failed", task=task.get_name(), why=repr(task.exception()))
-
-
-def _beside(addresses: Sequence[str], port: int) -> tuple[str, ...]:
-    """The content listener's multiaddrs: the mesh's IP addresses, the content port."""
-    found = []
-    for address in addresses:
-        _, kind, host, *_ = (*address.split("/"), "", "", "")
-        if kind in ("ip4", "ip6"):
-            found.append(f"/{kind}/{host}/tcp/{port}/http")
-    return tuple(dict.fromkeys(found))
