@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from market.buyer import WorkOrder
+from market.caching import Caching
 from market.errors import EncodingInvalid, RequestInvalid
 from market.ports import Meter, Tokenizer
 from market.task import MICRO, Mode, Privacy
@@ -39,6 +40,15 @@ class OctoOptions(Shape):
 
     privacy: Privacy | None = None
     mode: Mode | None = None
+    cache: Caching | None = None
+
+
+class Terms(TypedDict):
+    """Those of an order that are no part of the work itself."""
+
+    mode: Mode
+    privacy: Privacy
+    cache: Caching | None
 
 
 class Clerk:
@@ -78,12 +88,19 @@ class Clerk:
     def new_id(self, prefix: str) -> str:
         return f"{prefix}{self.random(12).hex()}"
 
-    def terms(self, octo: OctoOptions | None) -> tuple[Mode, Privacy]:
+    def terms(self, octo: OctoOptions | None) -> Terms:
         octo = octo or OctoOptions()
-        return octo.mode or self._mode, octo.privacy or self._privacy
+        return Terms(mode=octo.mode or self._mode, privacy=octo.privacy or self._privacy, cache=octo.cache)
 
     def work_order(
-        self, model: str, request: WorkRequest, octo: OctoOptions | None, *, blob: bytes = b"", param: str
+        self,
+        model: str,
+        request: WorkRequest,
+        octo: OctoOptions | None,
+        *,
+        blob: bytes = b"",
+        param: str,
+        seeded: bool = False,
     ) -> WorkOrder:
         """`request` for the model of that name. Raises RequestInvalid for one that no provider would read; `param`
         is what of it can be large."""
@@ -98,8 +115,7 @@ class Clerk:
             decode_request(data)
         except EncodingInvalid as error:
             raise RequestInvalid(error.message, param=param) from None
-        mode, privacy = self.terms(octo)
-        return WorkOrder(model=self.resolve(model), request=request, blob=blob, mode=mode, privacy=privacy)
+        return WorkOrder(model=self.resolve(model), request=request, blob=blob, seeded=seeded, **self.terms(octo))
 
 
 def micro(number: float) -> int:

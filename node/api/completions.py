@@ -75,7 +75,6 @@ class Completions:
     async def prepare(self, data: bytes) -> Prepared:
         asked = parse_body(CompletionRequest, data)
         clerk = self._clerk
-        mode, privacy = clerk.terms(asked.octo)
         model = clerk.resolve(asked.model)
         sampling = asked.sampling(clerk)
         orders = [
@@ -86,8 +85,8 @@ class Completions:
                 max_tokens=asked.max_tokens or DEFAULT_TOKENS,
                 stop=tuple(asked.stop or ()),
                 logprobs=asked.logprobs,
-                mode=mode,
-                privacy=privacy,
+                seeded=asked.seed is not None,
+                **clerk.terms(asked.octo),
             )
             for prompt in asked.prompt
             for choice in range(asked.n or 1)

@@ -98,7 +98,7 @@ class Images:
             count=asked.n or 1,
             seed=drawn if octo.seed is None else octo.seed,
         )
-        order = self._clerk.work_order(asked.model, request, octo, param="prompt")
+        order = self._clerk.work_order(asked.model, request, octo, param="prompt", seeded=octo.seed is not None)
         return Prepared(orders=[order], form=ImagesForm(request, created=self._clerk.now(), size=size))
 
 

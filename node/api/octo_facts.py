@@ -23,6 +23,7 @@ def octo_of(outcome: Outcome) -> dict[str, Any]:
         "price_in": outcome.price_in,
         "price_out": outcome.price_out,
         "amount": outcome.amount,
+        "cached": outcome.cached,
         "tokens_in": outcome.tokens_in,
         "tokens_out": outcome.tokens_out,
         "because": outcome.because,

@@ -128,7 +128,6 @@ class ChatRequest(TextRequest):
 
     async def orders(self, clerk: Clerk) -> tuple[Order, ...]:
         """One order a choice."""
-        mode, privacy = clerk.terms(self.octo)
         toolbox = self.toolbox()
         order = Order(
             model=clerk.resolve(self.model),
@@ -138,8 +137,8 @@ class ChatRequest(TextRequest):
             stop=(*(self.stop or ()), *(toolbox.stop() if toolbox else ())),
             grammar=await self.grammar(),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            mode=mode,
-            privacy=privacy,
+            seeded=self.seed is not None,
+            **clerk.terms(self.octo),
         )
         return tuple(replace(order, sampling=replace(order.sampling, choice=i)) for i in range(self.n or 1))
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from market.caching import Caching
 from market.errors import InsufficientFunds, NoProvider, PeerGone, PromptTooLong
 from market.task import MICRO, Mode, Privacy, user_seed
 
@@ -131,7 +132,7 @@ async def test_every_parameter_reaches_the_order_as_integers(client: AsyncOpenAI
         frequency_penalty=1.5,
         logit_bias={"50": -100, "7": 1},
         user="someone",
-        extra_body={"top_k": 40, "octo": {"privacy": "private", "mode": "batch"}},
+        extra_body={"top_k": 40, "octo": {"privacy": "private", "mode": "batch", "cache": "own"}},
     )
     (order,) = node.buyer.orders
     assert order.model == known.model
@@ -146,6 +147,7 @@ async def test_every_parameter_reaches_the_order_as_integers(client: AsyncOpenAI
     assert sampling.seed == user_seed(42)
     assert (order.max_tokens, order.stop) == (12, ("END",))
     assert (order.privacy, order.mode) == (Privacy.PRIVATE, Mode.BATCH)
+    assert (order.cache, order.seeded) == (Caching.OWN, True)
 
 
 async def test_without_a_seed_each_request_gets_a_fresh_one(client: AsyncOpenAI, node: Any) -> None:
