@@ -177,6 +177,29 @@ async def test_a_job_whose_deadline_passes_while_it_waits_fails_and_others_do_no
     await asyncio.gather(*busy, return_exceptions=True)
 
 
+async def test_when_too_many_wait_the_greediest_is_refused_not_the_newcomer(engine: LlamaEngine):
+    async def outcome(work: Job) -> str:
+        try:
+            return "answered" if await answer(engine, work) else "empty"
+        except EngineFailed as error:
+            assert "1024 jobs are waiting already" in str(error)
+            return "refused"
+
+    busy = [asyncio.create_task(answer(engine, job(10, 900, salt=at, client="greedy"))) for at in range(4)]
+    await until(lambda: engine.load().running == 4)
+    greedy = [asyncio.create_task(outcome(job(5, 5, client="greedy", priority=1))) for _ in range(1030)]
+    await until(lambda: engine.load().waiting == 1024)
+    await until(lambda: sum(task.done() for task in greedy) == 6)
+    assert {task.result() for task in greedy if task.done()} == {"refused"}
+    assert await outcome(job(5, 5, client="modest")) == "answered", "one of the greedy made room for it"
+    assert sum(task.done() for task in greedy) >= 7
+    for task in (*busy, *greedy):
+        task.cancel()
+    await asyncio.gather(*busy, *greedy, return_exceptions=True)
+    assert (engine.load().running, engine.load().waiting) == (0, 0)
+
+
+@pytest.mark.heavy
 async def test_thousands_of_tiny_requests_are_all_answered_or_refused(engine: LlamaEngine):
     async def one(at: int) -> str:
         try:
@@ -185,7 +208,7 @@ async def test_thousands_of_tiny_requests_are_all_answered_or_refused(engine: Ll
             assert "waiting already" in str(error)
             return "refused"
 
-    results = await asyncio.gather(*(one(at) for at in range(1500)))
+    results = await asyncio.gather(*(one(at) for at in range(5000)))
     assert results.count("answered") >= 1024 and set(results) <= {"answered", "refused"}
     assert (engine.load().running, engine.load().waiting) == (0, 0)
 
