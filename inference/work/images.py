@@ -19,6 +19,7 @@ PIXELS_LIMIT: Final = 1 << 25
 SCANS_LIMIT: Final = 64
 """Each scan of a progressive JPEG goes over all pixels: 30 kB can hold a thousand. libjpeg's own script has 10."""
 _SEGMENTS_LIMIT: Final = 4096
+"""Fill bytes count too: 32 MiB of them would take seconds."""
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -69,8 +70,9 @@ def _jpeg_size(data: bytes) -> ImageSize:
         raise RequestInvalid(f"the JPEG has more than {SCANS_LIMIT} scans.", next_step="Save it anew.", param="image")
     at = 2
     for _ in range(_SEGMENTS_LIMIT):
-        while data[at : at + 2] == b"\xff\xff":  # fill bytes
+        if data[at : at + 2] == b"\xff\xff":  # a fill byte
             at += 1
+            continue
         if len(data) < at + 4 or data[at] != 0xFF:
             raise _torn("JPEG")
         marker = data[at + 1]
@@ -83,7 +85,7 @@ def _jpeg_size(data: bytes) -> ImageSize:
                 raise _torn("JPEG")
             height, width = struct.unpack_from(">HH", data, at + 3)
             return ImageSize(width=width, height=height)
-        if length < 2 or marker in _OTHER_FRAMES or marker in (0xD8, 0xD9, 0xDA):
+        if marker in _OTHER_FRAMES or marker in (0xD8, 0xD9, 0xDA):
             raise _torn("JPEG")
         at += length
     raise _torn("JPEG")

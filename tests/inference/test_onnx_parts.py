@@ -73,6 +73,16 @@ def test_a_task_of_thousands_does_not_keep_a_small_one_waiting():
     assert [3] in first
 
 
+def test_a_newcomer_shares_from_now_on_and_makes_up_for_nothing():
+    rows = Rows(rows_limit=8)
+    rows_of(rows, 1, *[20] * 1000)
+    for _ in range(20):
+        rows.batch()
+    rows_of(rows, 2, *[100] * 1000)
+    served = [{pending.task.number for pending, _ in rows.batch()} for _ in range(10)]
+    assert sum(1 in numbers for numbers in served) >= 5
+
+
 def test_an_urgent_task_names_the_batch():
     rows = Rows()
     rows_of(rows, 1, 20)
@@ -126,8 +136,8 @@ def test_sizes_are_read_from_heads():
         (jpeg_head(5, 5, frame=0xC9), "not a whole JPEG"),
         (b"\xff\xd8\xff\xe0\xff\xff" + bytes(10), "not a whole JPEG"),
         (b"\xff\xd8\xff\xe0\x00\x00" * 10, "not a whole JPEG"),
-        (b"\xff\xd8" + b"\xff\xd0" * 100_000, "not a whole JPEG"),
-        (b"\xff\xd8" + b"\xff" * 200, "not a whole JPEG"),
+        (jpeg_head(5, 5, before=b"\xff\xd0" * 5000), "not a whole JPEG"),
+        (jpeg_head(5, 5, before=b"\xff" * 5000), "not a whole JPEG"),
         (jpeg_head(5, 5) + b"\xff\xda\x00\x02" * (SCANS_LIMIT + 1), "scans"),
     ],
 )

@@ -16,7 +16,10 @@ from inference.models.manifest import Format, Role
 from inference.models.plain_encoder import load_plain_encoder
 from inference.work.engine import SupervisedEngine
 from inference.work.meters import SCORE, EmbedMeter, RerankMeter
-from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, RequestInvalid
+from inference.work.onnx_session import Session
+from inference.work.onnx_text import EmbedHead, TextRunner
+from inference.work.runner import Task
+from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.ports import WorkJob
 from market.task import TaskId
 from market.testing_work import check_work_engine
@@ -87,6 +90,42 @@ async def test_a_model_that_minds_company_shares_calls_only_where_its_owner_says
             *await embedded(engine, "red"),
             *await embedded(engine, "blue"),
         ]
+
+
+class ListDesk:
+    """Hands out the tasks that it was given, all at once, and notes what is made."""
+
+    def __init__(self, *tasks: Task) -> None:
+        self._tasks = list(tasks)
+        self.pieces: list[bytes] = []
+        self.finishes: list[str] = []
+
+    def take(self, limit: int, wait_s: float = 0.0) -> list[Task]:
+        taken, self._tasks = self._tasks, []
+        return taken
+
+    def made(self, task: Task, pieces=(), *, progress: int = 0, finish: str = "") -> None:
+        self.pieces += pieces
+        self.finishes += [finish] if finish else []
+
+    def refuse(self, task: Task, error: OctoError) -> None:
+        raise error
+
+    def beat(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("graph", "together"), [(kit.embedder, True), (kit.pooling_embedder, True), (kit.sociable_embedder, False)]
+)
+def test_a_graph_is_tried_when_it_is_loaded_and_rows_share_calls_if_nothing_comes_of_it(tmp_path, graph, together):
+    folder = embed_folder(tmp_path, graph())
+    session = Session(folder / "model.onnx", threads=1)
+    encoder = load_plain_encoder(folder / "tokenizer.json", limit=LIMIT)
+    runner = TextRunner(session, encoder, EmbedHead(folder, session))
+    assert runner.together is together
+    desk = ListDesk(Task(1, EmbedRequest(inputs=("red", "blue", "a")), b"", 2))
+    runner.run(desk)
+    assert len(desk.pieces) == 2 and desk.finishes == ["length"]
 
 
 async def test_dimensions_are_the_first_normalised_anew(tmp_path):
