@@ -35,7 +35,9 @@ _RULE_PATH_BENEATH: Final = 1
 _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
 _WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
 """In a folder: write to files, remove files and folders, make files and folders."""
-_TRUNCATE = 1 << 14
+_TRUNCATE, _IOCTL = 1 << 14, 1 << 15
+_ON_FILES = _EXECUTE | 1 << 1 | _READ_FILE | _TRUNCATE | _IOCTL
+"""Of all rights, those that mean something for what is no folder."""
 _FS_RIGHTS: Final[Mapping[int, int]] = {1: 13, 2: 14, 3: 15, 5: 16}
 """How many access rights each ABI added; a ruleset may only name rights that the kernel knows."""
 
@@ -77,7 +79,17 @@ def confine(readable: Iterable[Path], *, memory_bytes: int, writable: Path | Non
     _limit(resource.RLIMIT_CORE, 0)  # a core dump would hold prompts
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     _limit(resource.RLIMIT_DATA, memory_bytes)
-    return "landlock+rlimits" if _landlock([*readable, *_libraries()], writable) else "rlimits"
+    rules = [(path, 0) for path in (*readable, *_libraries())]
+    rules += [] if writable is None else [(writable, _WRITE | _TRUNCATE)]
+    return "landlock+rlimits" if _landlock(rules, net=True) else "rlimits"
+
+
+def keep_to(readable: Iterable[Path], workplaces: Iterable[Path]) -> bool:
+    """For a server that needs sockets and files: it may read and run what is beneath `readable`, do anything beneath
+    `workplaces` (folders, or devices), and signal nobody outside. False without Landlock. no_new_privs comes first."""
+    abi = landlock_abi()
+    rights = _rights(abi)
+    return _landlock([*((path, 0) for path in readable), *((path, rights) for path in workplaces)], net=False)
 
 
 def close_the_door() -> None:
@@ -93,30 +105,32 @@ def landlock_abi() -> int:
     return max(0, int(_libc().syscall(_SYS_CREATE_RULESET, None, 0, _RULESET_VERSION)))
 
 
-def _landlock(readable: Iterable[Path], writable: Path | None) -> bool:
+def _rights(abi: int) -> int:
+    return (1 << max((count for version, count in _FS_RIGHTS.items() if version <= abi), default=0)) - 1
+
+
+def _landlock(rules: Iterable[tuple[Path, int]], *, net: bool) -> bool:
+    """`rules`: paths that may be read, each with what else may be done there. `net`: no TCP."""
     abi = landlock_abi()
     if abi < 1:
         return False
     libc = _libc()
-    rights = (1 << max(count for version, count in _FS_RIGHTS.items() if version <= abi)) - 1
-    net = 0b11 if abi >= 4 else 0  # TCP bind and connect
+    ports = 0b11 if net and abi >= 4 else 0  # TCP bind and connect
     scope = 0b11 if abi >= 6 else 0  # abstract UNIX sockets, signals to processes outside
-    attributes = struct.pack("=QQQ", rights, net, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    attributes = struct.pack("=QQQ", _rights(abi), ports, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = int(libc.syscall(_SYS_CREATE_RULESET, attributes, len(attributes), 0))
     if ruleset < 0:
         return False
     try:
-        for path in readable:
-            if not _allow(ruleset, path):
+        for path, more in rules:
+            if not _allow(ruleset, path, more=more & _rights(abi)):
                 return False
-        if writable is not None and not _allow(ruleset, writable, more=_WRITE | (_TRUNCATE if abi >= 3 else 0)):
-            return False
         return int(libc.syscall(_SYS_RESTRICT_SELF, ruleset, 0)) == 0
     finally:
         os.close(ruleset)
 
 
-def _allow(ruleset: int, path: Path, *, more: int = 0) -> bool:
+def _allow(ruleset: int, path: Path, *, more: int) -> bool:
     """Reading, and `more` access rights."""
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -124,7 +138,7 @@ def _allow(ruleset: int, path: Path, *, more: int = 0) -> bool:
         return True
     try:
         is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
-        access = _READ_FILE | (_READ_DIR | _EXECUTE if is_folder else 0) | more
+        access = _READ_FILE | _READ_DIR | _EXECUTE | more if is_folder else _READ_FILE | (more & _ON_FILES)
         rule = struct.pack("=Qi", access, handle)
         return int(_libc().syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)) == 0
     finally:

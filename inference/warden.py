@@ -6,8 +6,9 @@ not end anything at all. So this small process stands between: orphans below it 
 subreaper), and when its standard input ends, for whatever reason, it ends them all.
 
 What the server gets: an environment of its own, no new privileges, no core dump, a bound on private memory in each of
-its processes, the first place in the kernel's line when memory runs out, and where the kernel allows it a network of
-its own that holds nothing but loopback: it is then reached through a Unix socket and reaches nobody.
+its processes, the first place in the kernel's line when memory runs out, and where the kernel allows it: the files it
+is told (Landlock), and a network of its own that holds nothing but loopback: it is then reached through a Unix socket
+and reaches nobody.
 Sources: prctl(2), PR_SET_CHILD_SUBREAPER; user_namespaces(7); network_namespaces(7); netdevice(7).
 """
 
@@ -29,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from inference.isolation import die_with_parent
+from inference.isolation import die_with_parent, keep_to, landlock_abi
 
 ORDERS_LIMIT_BYTES: Final = 64 * 1024
 LOG_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -41,6 +42,8 @@ _CLONE_NEWNET: Final = 0x40000000
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
+_SYSTEM: Final = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/opt", "/proc", "/sys", "/run")))
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "shm", "kfd", "dri")
 _READ_BYTES: Final = 1 << 16
 _LOOK_S: Final = 0.25
 
@@ -65,7 +68,8 @@ class Log:
 
 
 def confine(*, memory_bytes: int, alone: bool) -> str:
-    """Give up what the server shall not have; returns the level reached. `alone`: no network but loopback.
+    """Give up, for all that we start, what the server shall not have, files aside; returns the level reached.
+    `alone`: no network but loopback.
 
     "netns+rlimits", or "rlimits" where the kernel has no user namespaces for us or the server needs a network."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -176,6 +180,17 @@ def _orders() -> dict[str, Any]:
 def main() -> int:
     orders = _orders()
     level = confine(memory_bytes=orders["memory_bytes"], alone=orders["alone"])
+    readable, workplaces = ([Path(path) for path in orders[name]] for name in ("readable", "workplaces"))
+    level = f"landlock+{level}" if landlock_abi() else level
+
+    def begin() -> None:
+        die_with_parent()
+        if landlock_abi() and not keep_to(
+            [*_SYSTEM, *readable], [*(Path("/dev") / name for name in _DEVICES), *workplaces]
+        ):
+            os.write(2, b"octo: this kernel did not take the rules for files\n")
+            os._exit(1)
+
     log = Log(Path(orders["log"]))
     process = subprocess.Popen(
         orders["command"],
@@ -185,7 +200,7 @@ def main() -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - we have one thread; it is for the case that we are killed
+        preexec_fn=begin,  # noqa: PLW1509 - we have one thread
     )
     print(json.dumps({"pid": process.pid, "isolation": level}), flush=True)  # noqa: T201 - our line to the node
     status = watch(process, log)

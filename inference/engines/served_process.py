@@ -34,8 +34,9 @@ log = structlog.get_logger()
 @value
 class Served:
     """`command` is run in `folder` with `environment` and nothing else of ours, its words go to `log`. `memory_bytes`
-    bounds each of its processes. `alone`: without a network, as far as the kernel can. `fresh` are files (sockets)
-    that must not be there when it starts. It has `start_s` to come up, and `grace_s` to end by itself."""
+    bounds each of its processes. `alone`: without a network. It reads the system's folders, `folder` and what
+    `readable` names, and writes into `folder` and `workplaces`; all this as far as the kernel can. `fresh` are files
+    (sockets) that must not be there when it starts. It has `start_s` to come up, and `grace_s` to end by itself."""
 
     command: Sequence[str]
     environment: Mapping[str, str]
@@ -43,6 +44,8 @@ class Served:
     log: Path
     memory_bytes: int
     alone: bool = True
+    readable: Sequence[Path] = ()
+    workplaces: Sequence[Path] = ()
     fresh: Sequence[Path] = ()
     start_s: float = 300.0
     health_s: float = 5.0
@@ -115,6 +118,8 @@ class ServedProcess:
             "log": str(served.log),
             "memory_bytes": served.memory_bytes,
             "alone": served.alone,
+            "readable": [str(path) for path in served.readable],
+            "workplaces": [str(path) for path in (served.folder, *served.workplaces)],
             "grace_s": served.grace_s,
         }
         assert warden.stdin is not None

