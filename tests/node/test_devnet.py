@@ -167,7 +167,7 @@ def test_a_provider_that_fails_at_start_is_told_with_the_end_of_its_log(tmp_path
         assert devnet.wait(PATIENCE_S) == 1
     told = (tmp_path / "output").read_text()
     assert "provider-1 ended with exit code 1" in told
-    assert "'nonsense' is not a model" in told
+    assert "no model 'nonsense' is known" in told
     assert "Traceback" not in told
     assert temporary_folders(tmp_path) == []
 
