@@ -105,16 +105,22 @@ def bomb() -> bytes:
     return sound[:33] + data + sound[-12:]
 
 
+def two_heads() -> bytes:
+    """Metered as 5 x 5 by its first head; the second says 100 x 100, and so many pixels follow."""
+    return kit.png(5, 5)[:33] + kit.png(100, 100)[8:]
+
+
 @pytest.mark.parametrize(
     "blob",
     [
+        two_heads(),
         kit.png(500, 500)[:100],
         jpeg(np.random.default_rng(1).integers(0, 255, (200, 200, 3), np.uint8))[:3000],
         kit.png(5, 5).replace(b"IDAT", b"IDAX"),
         kit.png(5_000, 5_000),
         b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x05\x00\x05\x03" + bytes(200),
     ],
-    ids=["torn PNG", "torn JPEG", "no pixels", "fewer pixels than it says", "head alone"],
+    ids=["two heads", "torn PNG", "torn JPEG", "no pixels", "fewer pixels than it says", "head alone"],
 )
 async def test_an_image_that_is_not_whole_is_the_askers_fault_and_harms_nobody(tmp_path, blob):
     async with opened(classifier_folder(tmp_path)) as engine:
