@@ -40,7 +40,9 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = [_provider(name) for name in providers]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[*wanted, CPU])
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=list(dict.fromkeys((*wanted, CPU)))
+            )
         except Exception as error:  # noqa: BLE001 - the library's errors have no common class
             raise ModelFileInvalid(
                 f"{path.name} is no ONNX model that ONNX Runtime {onnxruntime.__version__} loads "
