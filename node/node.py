@@ -14,6 +14,7 @@ from market.record import ReceiptRecord
 from market.work import Work
 
 if TYPE_CHECKING:
+    from node.batches.desk import BatchDesk
     from node.chain import ChainSide
     from node.models.desk import ModelDesk
 
@@ -73,6 +74,9 @@ class Node(Protocol):
 
     @property
     def desk(self) -> ModelDesk: ...
+
+    @property
+    def batches(self) -> BatchDesk: ...
 
     @property
     def receipts(self) -> Receipts: ...

@@ -14,6 +14,7 @@ from market.offer import CheckedOffer
 from market.ports import Balances, Clock, Rail
 from market.signing import address_text
 from node.api_keys import ApiKeys
+from node.batches.desk import BatchDesk
 from node.catalog import MeshCatalog
 from node.kept_answers import KeptAnswers
 from node.models.desk import ModelDesk
@@ -43,6 +44,7 @@ class RunningNode:
     buyer: Buyer
     catalog: MeshCatalog
     desk: ModelDesk
+    batches: BatchDesk
     receipts: Store
     rail: Rail
     rail_name: str

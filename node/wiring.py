@@ -34,6 +34,7 @@ from market.till import Till
 from node.api.limits import ApiLimits
 from node.api.server import open_api
 from node.api_keys import open_api_keys
+from node.batches.desk import open_batches
 from node.catalog import MeshCatalog
 from node.clock import SystemClock
 from node.config import wallet_password
@@ -89,6 +90,7 @@ async def open_node(
 
         # What it remembers.
         books, standing, answers = await _open_memory(stack, settings, folder, clock)
+        batches = await stack.enter_async_context(open_batches(folder.path("batches")))
         models = await _open_models(stack, settings)
         shelf = Shelf(models, settings.models, clock)
 
@@ -205,6 +207,7 @@ async def open_node(
             buyer=buyer,
             catalog=catalog,
             desk=desk,
+            batches=batches,
             receipts=books,
             rail=rail,
             rail_name=rail.name,

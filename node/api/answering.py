@@ -133,10 +133,11 @@ class Answering:
             headers={**octo_headers([answer.outcome for answer in answers]), **whole.headers},
         )
 
-    async def whole(self, prepared: Prepared) -> Whole:
+    async def whole(self, prepared: Prepared) -> tuple[Whole, Sequence[Outcome]]:
         """The same without HTTP, and beside the slots: whoever calls keeps to a limit of its own."""
         async with self._open(prepared.orders, time.perf_counter()) as events:
-            return await _written(prepared.form, await gathered(events, choices=len(prepared.orders)))
+            answers = await gathered(events, choices=len(prepared.orders))
+        return await _written(prepared.form, answers), [answer.outcome for answer in answers]
 
     @asynccontextmanager
     async def _open(self, orders: Sequence[Order | WorkOrder], began_s: float) -> AsyncIterator[AsyncIterator[Event]]:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import web
 
-from market.errors import ModelUnknown
-from market.task import Privacy
-from node.api.answering import Answering, Prepared
+from market.errors import ModelUnknown, OctoError, RequestInvalid
+from market.talk import stop_tasks
+from market.task import Mode, Privacy
+from node.api.answering import Answering, Prepare, Prepared
 from node.api.audio import Audio
+from node.api.batches import BatchesApi
 from node.api.clerk import Clerk
 from node.api.completions import Completions
 from node.api.embeddings import Embeddings, Rerank
+from node.api.errors import error_body, unknown_error
 from node.api.images import Images
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
+from node.api.octo_facts import to_json
 from node.api.openai_chunks import ChatForm, model_object, model_objects
 from node.api.openai_shapes import parse_chat
+from node.batches.records import Reply
 from node.node import Node
+
+log = structlog.get_logger()
 
 
 class OpenAi:
@@ -37,6 +47,13 @@ class OpenAi:
         self._node = node
         self._answering = Answering(node, limits=limits, metrics=metrics)
         self._clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
+        unhurried = self._clerk.for_mode(Mode.ASYNC)
+        self._of_batches: Mapping[str, Prepare] = {
+            "/v1/chat/completions": Chat(unhurried).prepare,
+            "/v1/completions": Completions(unhurried).prepare,
+            "/v1/embeddings": Embeddings(unhurried).prepare,
+        }
+        self._batches = BatchesApi(node, limits=limits)
         self._audio = Audio(self._clerk, self._answering, limits=limits)
 
     def routes(self) -> list[web.RouteDef]:
@@ -45,6 +62,7 @@ class OpenAi:
             route
             for base in ("/v1", "")
             for route in (
+                *self._batches.routes(base),
                 web.get(f"{base}/models", self.models),
                 web.get(f"{base}/models/{{id:.+}}", self.model),
                 web.post(f"{base}/chat/completions", answered(Chat(self._clerk).prepare)),
@@ -57,6 +75,41 @@ class OpenAi:
                 web.post(f"{base}/images/generations", answered(Images(self._clerk).prepare)),
             )
         ]
+
+    @asynccontextmanager
+    async def working_off(self, _app: web.Application) -> AsyncIterator[None]:
+        """While the application runs, batches are worked off: from when the node is ready."""
+        crew = asyncio.create_task(self._crew())
+        try:
+            yield
+        finally:
+            await stop_tasks(crew)
+
+    async def _crew(self) -> None:
+        while not self._node.status().get("ready", True):  # noqa: ASYNC110 - a node's readiness has no event
+            await asyncio.sleep(0.2)
+        await self._node.batches.run(self.line)
+
+    async def line(self, endpoint: str, body: bytes) -> Reply:
+        """One line of a batch: what POSTing it would answer, and whether that may go better later."""
+        try:
+            prepared = await self._of_batches[endpoint](body)
+            if prepared.stream:
+                raise RequestInvalid("stream: the lines of a batch are answered whole.", param="stream")
+            whole, outcomes = await self._answering.whole(prepared)
+        except OctoError as error:
+            later = error.retry or isinstance(error, ModelUnknown)
+            return Reply(status=error.http_status, body=to_json(error_body(error)), retry=later)
+        except Exception:
+            log.exception("line_failed", endpoint=endpoint)
+            return Reply(status=500, body=to_json(error_body(unknown_error())))
+        return Reply(
+            status=200,
+            body=whole.body,
+            tokens_in=sum(outcome.tokens_in for outcome in outcomes),
+            tokens_out=sum(outcome.tokens_out for outcome in outcomes),
+            amount=sum(outcome.amount for outcome in outcomes),
+        )
 
     async def models(self, _request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": model_objects(self._node.catalog.on_offer())})

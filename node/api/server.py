@@ -56,6 +56,7 @@ def create_api(
     app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
     app.add_routes(QuantizeApi(node, limits=limits).routes())
     app.on_response_prepare.append(_add_headers)
+    app.cleanup_ctx.append(openai.working_off)
     return app
 
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +33,8 @@ from market.testing import ByteTokenizer
 from market.values import cid_of, encode
 from market.work import Work
 from node.api.server import open_api
+from node.batches.desk import BatchDesk, open_batches
+from node.batches.records import BatchLimits
 from node.node import ModelOnOffer
 
 KEY = "octo-" + "k" * 43
@@ -201,6 +206,7 @@ class ScriptedNode:
         self.rail = None
         self.rail_name = "ledger"
         self.chain = None
+        self.batches: BatchDesk | None = None
         self.record = record()
         self.ready = True
         self.sound_rate = 22_050
@@ -292,7 +298,16 @@ def node() -> ScriptedNode:
 
 
 @pytest.fixture
-async def api(node: ScriptedNode) -> AsyncIterator[str]:
+async def desk(node: ScriptedNode, tmp_path: Path) -> AsyncIterator[BatchDesk]:
+    """Where batches are handed in; their lines wait for nothing."""
+    limits = BatchLimits(pauses_s=(0.01,))
+    async with open_batches(tmp_path / "batches", limits=limits, now_s=time.time, random=os.urandom) as desk:
+        node.batches = desk
+        yield desk
+
+
+@pytest.fixture
+async def api(node: ScriptedNode, desk: BatchDesk) -> AsyncIterator[str]:
     """The base URL of the real application with the scripted node behind it."""
     async with open_api(node, ports=(0,)) as url:  # type: ignore[arg-type]
         yield url
