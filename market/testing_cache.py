@@ -38,7 +38,7 @@ async def check_response_cache(cache: ResponseCache, kept: Kept) -> None:
     assert await cache.find(place) is None, "nothing is there before"
     await cache.keep(kept)
     assert await cache.find(place) == kept, "what was kept is found, whole"
-    again = replace(kept, kept_ms=kept.kept_ms + 1)
+    again = replace(kept, kept_ms=kept.kept_ms - 1)
     await cache.keep(again)
     assert await cache.find(place) == again, "the newer one takes its place"
     await cache.wrong(place)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from keeper import ANSWER, GREEDY, PUBLIC, keeper, settled
+from keeper import ANSWER, PUBLIC, keeper, settled
 from shop import OCTO
 
 from market.caching import Caching
 from market.errors import NoProvider, PeerError
-from market.message import CallForProposals, Propose, TaskResponse
+from market.message import CallForProposals, Propose, TaskRequest, TaskResponse
 from market.parts import DealTerms
 from market.quote import sign_quote
 from market.receipt import sign_receipt
 from market.record import Commitment
-from market.task import Privacy
 from market.testing import Party
 
 
@@ -37,6 +36,21 @@ async def test_the_answer_to_another_question_cannot_be_left_under_a_popular_sha
     await shop.buyer("mallory", on_send=poison, caching=Caching.SHARED).ask("nasty", **PUBLIC)
     await settled(bob)
     assert bob.cache.kept == {}
+
+
+@pytest.mark.parametrize("change", [{"stop": ("engine",)}, {"logprobs": 2}])
+async def test_the_price_of_a_kept_answer_is_not_good_for_another_request(shop, change):
+    def swap(body):
+        return replace(body, task=replace(body.task, **change)) if isinstance(body, TaskRequest) else body
+
+    bob = keeper(shop)
+    await shop.buyer("alice").ask(**PUBLIC)
+    await settled(bob, kept=1)
+    generated = bob.engine.generated
+    with pytest.raises((NoProvider, PeerError)) as raised:
+        await shop.buyer("alice", on_send=swap).ask(**PUBLIC)
+    assert "is to another request" in str([*raised.value.reasons.values()])
+    assert bob.engine.generated == generated
 
 
 async def test_who_brings_another_task_than_the_quoted_answer_is_for_gets_nothing(shop):
