@@ -28,7 +28,7 @@ ipfs-tools: setup ## two real IPFS implementations for the interop tests, into t
 	@$(RUN)/python scripts/ipfs_tools.py
 
 test: model chain-tools ## the tests (no heavy ones)
-	@$(RUN)/python -m pytest -m "not heavy" --durations=10
+	@$(RUN)/python -m pytest -m "not heavy" -n 2 --dist loadfile --durations=10
 
 test-all: model chain-tools ipfs-tools ## all tests, the heavy ones too
 	@$(RUN)/python -m pytest --durations=10
