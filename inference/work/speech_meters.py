@@ -47,6 +47,11 @@ class SpeakMeter:
     def __init__(self, config: VoiceConfig) -> None:
         self._config = config
 
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+        return self._config.rate
+
     def units_in(self, request: WorkRequest, blob: bytes) -> int:
         return len(self._checked(request, blob).text)
 

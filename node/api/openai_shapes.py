@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from inference.grammar import as_gbnf, canonical_grammar
 from market.buyer import Order
 from market.errors import RequestInvalid
-from market.task import MESSAGES_LIMIT, ChatMessage
+from market.task import GRAMMAR_LIMIT, MESSAGES_LIMIT, ChatMessage
 from node.api.bodies import Shape, parse_body
 from node.api.clerk import Clerk, Ignored, Refused
 from node.api.openai_messages import Message, folded
@@ -118,7 +118,9 @@ class ChatRequest(TextRequest):
             return ""
         param = "response_format" if answer is not None else "tools"
         try:
-            text = canonical_grammar(json.dumps(schema)).decode()
+            text = json.dumps(schema)
+            if len(text) <= 2 * GRAMMAR_LIMIT:  # with its spaces; a larger one is refused below
+                text = canonical_grammar(text).decode()
             await asyncio.to_thread(as_gbnf, text)
         except RequestInvalid as error:
             raise RequestInvalid(f"{param}: {error.message}", next_step=error.next_step, param=param) from None

@@ -20,6 +20,7 @@ from node.api.admin import Admin
 from node.api.chain import ChainApi
 from node.api.errors import error_response, http_refusal, unknown_error
 from node.api.guard import OPEN_ROUTES, Guard, Handler
+from node.api.kept import KeptApi
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
 from node.api.models import ModelsApi
@@ -54,7 +55,7 @@ def create_api(
     chain = ChainApi(node, limits=limits)
     models = ModelsApi(node, limits=limits)
     app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
-    app.add_routes(QuantizeApi(node, limits=limits).routes())
+    app.add_routes([*QuantizeApi(node, limits=limits).routes(), *KeptApi(node).routes()])
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(openai.working_off)
     return app

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import wave
@@ -193,6 +194,13 @@ async def test_a_file_that_is_too_large_is_refused_before_and_while_it_comes(htt
     status, error = await sent(http, unannounced())  # type: ignore[arg-type]
     assert (status, error["code"]) == (413, "request_too_large")
     assert node.buyer.orders == []
+
+
+async def test_a_packed_form_is_measured_unpacked(http: Any) -> None:
+    bomb = gzip.compress(MODEL + part("file", bytes(BLOB_LIMIT_BYTES + 1)) + END)
+    assert len(bomb) < 100_000
+    status, error = await sent(http, bomb, **{"Content-Encoding": "gzip"})
+    assert (status, error["code"]) == (413, "request_too_large")
 
 
 async def test_options_may_be_one_field_of_json(http: Any, node: Any) -> None:
