@@ -41,7 +41,8 @@ ASYNCIO_REACHES_OUT = {"open_connection", "open_unix_connection", "start_server"
 
 READS_ENVIRONMENT = {"node.config"}
 KNOWS_SETTINGS = READS_ENVIRONMENT | {"node.settings"}  # the tree of settings, filled by node.config
-CHILD_ENVIRONMENT = ("inference.worker", "inference.isolation")  # a child sets up its own, before its library loads
+# A child sets up its own, before its library loads.
+CHILD_ENVIRONMENT = ("inference.worker", "inference.isolation", "inference.work.diffusion_runner")
 LINES_LIMIT = 400
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import pkgutil
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from inference.work.audio import AudioFacts
 from market.errors import RequestInvalid
 
 av: Final[Any] = importlib.import_module("av")  # the extra [speech]
+for _module in pkgutil.walk_packages(av.__path__, "av."):
+    importlib.import_module(_module.name)  # it imports its parts when a file needs them, and then it is too late
 
 RATE: Final = 16_000
 TOLERANCE: Final = 0.02

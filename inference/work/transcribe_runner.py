@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inference.work.audio import DURATION_LIMIT_MS, AudioFacts, read_audio
 from inference.work.runner import Desk, Task
 from inference.work.speech_meters import UNIT_MS
+from inference.work.wav import wav_header
 from market.errors import ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.task import MICRO
 from market.values import encode
@@ -55,13 +56,18 @@ class TranscribeRunner:
                 desk.refuse(tasks[0], error)
 
     def warm_up(self) -> None:
-        """Hear a second of noise in every way that there is: what libraries load late, they load now."""
+        """Hear five words, given to it, in a second of noise: what libraries load late, they load now."""
         import numpy as np
 
-        noise = np.random.default_rng(0).normal(0, 0.1, _RATE).astype(np.float32)
+        from inference.work.decoding import Decoder
+
+        samples = np.random.default_rng(0).normal(0, 3000, _RATE).astype("<i2").tobytes()
+        noise = Decoder(wav_header(_RATE, len(samples)) + samples, AudioFacts(kind="wav", duration_ms=1000)).read(_RATE)
         _has_speech(noise)
-        request = TranscribeRequest(words=True, temperature_micro=MICRO // 2)
-        list(self._hear(noise, request, prompt="a", vad=False))
+        segments, _ = self._model.transcribe(
+            noise, prefix="one two three four five", initial_prompt="one", word_timestamps=True, temperature=[0.0, 0.5]
+        )
+        list(segments)
 
     def _transcribe(self, desk: Desk, task: Task) -> None:
         request = task.request
@@ -136,7 +142,6 @@ class TranscribeRunner:
         *,
         prompt: str,
         language: str = "",
-        vad: bool = True,
     ) -> Iterator[tuple[Any, str]]:
         """faster-whisper's segments and the language; times from the window's start."""
         temperature = request.temperature_micro / MICRO
@@ -148,7 +153,7 @@ class TranscribeRunner:
             temperature=[temperature, *(retry for retry in _RETRIES if retry > temperature)],
             initial_prompt=prompt or None,
             word_timestamps=request.words,
-            vad_filter=vad,
+            vad_filter=True,
         )
         for segment in segments:
             yield segment, info.language
