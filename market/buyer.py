@@ -35,6 +35,9 @@ from market.work import WorkRequest, WorkTask, encode_request, work_of
 
 log = structlog.get_logger()
 
+FORGETTING = 16
+"""So many providers are asked at once to forget."""
+
 SILENT_LIMIT = 2.5
 """Three prepayments kept lately: what standing remembers of them fades."""
 
@@ -269,10 +272,15 @@ class Buyer:
         keeping = {o.offer.peer for o in self._offers() if any(model.keeps_answers for model in o.offer.models)}
         peers = sorted(keeping | self.memory.told_us())
         self.memory.clear()
-        ends = await asyncio.gather(*(self._ask_to_forget(PeerId(peer)) for peer in peers))
+        few = asyncio.Semaphore(FORGETTING)
+        ends = await asyncio.gather(*(self._ask_to_forget(PeerId(peer), few) for peer in peers))
         return dict(zip(peers, ends, strict=True))
 
-    async def _ask_to_forget(self, peer: PeerId) -> int | str:
+    async def _ask_to_forget(self, peer: PeerId, few: asyncio.Semaphore) -> int | str:
+        async with few:
+            return await self._forgotten_by(peer)
+
+    async def _forgotten_by(self, peer: PeerId) -> int | str:
         try:
             conversation = await self._network.open_conversation(peer, TaskId(self._parts.random(32)))
             try:

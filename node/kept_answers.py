@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any
 
 from market.buyer import Buyer
 from market.ports import Clock
@@ -21,6 +23,19 @@ class KeptAnswers:
     def __init__(self, cache: ResponseCacheFolder | None, salt: CacheSalt) -> None:
         self.cache = cache
         self.salt = salt
+
+    def facts(self, buyer: Buyer) -> Mapping[str, Any]:
+        """Plain data: `keeps` (None: nothing) and `bought`, with their counters since the start."""
+        cache = self.cache
+        kept = None
+        if cache is not None:
+            kept = {
+                "answers": len(cache),
+                "size_bytes": cache.size_bytes,
+                "limit_bytes": cache.limit_bytes,
+                **asdict(cache.counts),
+            }
+        return {"keeps": kept, "bought": asdict(buyer.memory.counts)}
 
     async def forget(self, buyer: Buyer) -> Mapping[str, int | str]:
         """No answer given so far is told again. What we keep for others is thrown away, under "here"; what others

@@ -16,6 +16,7 @@ from market.work import Work
 if TYPE_CHECKING:
     from node.batches.desk import BatchDesk
     from node.chain import ChainSide
+    from node.kept_answers import KeptAnswers
     from node.models.desk import ModelDesk
 
 
@@ -90,6 +91,10 @@ class Node(Protocol):
     @property
     def chain(self) -> ChainSide | None:
         """The chain we settle on; None on the local ledger."""
+
+    @property
+    def answers(self) -> KeptAnswers:
+        """What is told again, by us and to us."""
 
     def addresses(self) -> Sequence[str]:
         """Multiaddrs, peer id included, that another node can join."""

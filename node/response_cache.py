@@ -62,7 +62,7 @@ class ResponseCacheFolder:
 
     def __init__(self, folder: Path, *, limit_bytes: int, ttl_s: float, clock: Clock) -> None:
         self._folder = folder
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._ttl_ms = int(ttl_s * 1000)
         self._clock = clock
         self._files: OrderedDict[bytes, _File] = OrderedDict()
@@ -102,13 +102,13 @@ class ResponseCacheFolder:
     async def keep(self, kept: Kept) -> None:
         data = await asyncio.to_thread(encode_kept, kept)
         size = _on_disk(_HASH_BYTES + len(data))
-        if len(data) > KEPT_LIMIT_BYTES or size > self._limit_bytes:
+        if len(data) > KEPT_LIMIT_BYTES or size > self.limit_bytes:
             return
         place, whose = kept.place(), _whose(kept.owner)
         name = f"{place.hex()}.{whose}"
         async with self._turn:
             await self._throw_away(place)
-            while self._files and self._bytes + size > self._limit_bytes:
+            while self._files and self._bytes + size > self.limit_bytes:
                 await self._throw_away(next(iter(self._files)))
                 self.counts.evicted += 1
             try:
@@ -172,7 +172,7 @@ class ResponseCacheFolder:
             self._files[bytes.fromhex(place)] = _File(
                 name=path.name, whose=whose, size=_on_disk(size), kept_ms=int(written_s * 1000)
             )
-        while self._files and self._bytes > self._limit_bytes:  # the limit was lowered
+        while self._files and self._bytes > self.limit_bytes:  # the limit was lowered
             _, file = self._files.popitem(last=False)
             self._bytes -= file.size
             with suppress(OSError):

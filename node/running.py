@@ -49,6 +49,7 @@ class RunningNode:
     rail: Rail
     rail_name: str
     providing: Providing
+    answers: KeptAnswers
     keys: ApiKeys
     first_api_key: str | None
     clock: Clock
@@ -57,7 +58,6 @@ class RunningNode:
     content_addresses: Sequence[str] = ()
     ready: bool = False
     chain: ChainSide | None = None
-    answers: KeptAnswers | None = None
     warnings: Callable[[], Sequence[str]] = tuple
 
     def addresses(self) -> Sequence[str]:

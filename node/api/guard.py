@@ -22,10 +22,18 @@ from node.api.limits import ApiLimits
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN_ROUTES = frozenset({"/healthz"})
-OWNER_ROUTES = frozenset({"/api/v1/stake", "/api/v1/channels/{id}/close", "/api/v1/settle", "/api/v1/wallet/faucet"})
+OWNER_ROUTES = frozenset(
+    {
+        "/api/v1/stake",
+        "/api/v1/channels/{id}/close",
+        "/api/v1/settle",
+        "/api/v1/wallet/faucet",
+        "/api/v1/answers/forget",
+    }
+)
 OWNER_PREFIX = "/api/v1/models/"
-"""What moves the owner's money or fills the owner's disk, unless it is a GET: API keys are handed to programs, which
-buy and no more."""
+"""What moves the owner's money, fills the owner's disk or clears it, unless it is a GET: API keys are handed to
+programs, which buy and no more."""
 _OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[^\s:/@\[\]]{1,253})(?::\d{1,5})?")
 

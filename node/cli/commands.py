@@ -30,6 +30,7 @@ _COMMANDS = {
     "channels": "node.cli.channels",
     "settle": "node.cli.channels",
     "contracts": "node.cli.contracts",
+    "answers": "node.cli.answers",
     "bench": "node.cli.bench",
     "config": "node.cli.config",
 }
