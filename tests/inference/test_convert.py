@@ -104,10 +104,11 @@ def test_fp8_scales_each_matrix_and_leaves_the_rest_in_16_bits(tmp_path, weights
     assert float(found["model.layers.0.zero.weight_scale"][1]) == 1
 
 
-def test_a_tensor_larger_than_a_slice_is_whole(tmp_path):
-    """The largest number, which sets the scale, lies in the last slice."""
+@pytest.mark.parametrize("at", [0, -1])
+def test_a_tensor_larger_than_a_slice_is_whole(tmp_path, at):
+    """The largest number, which sets the scale, lies in the first slice or in the last."""
     matrix = np.full((SLICE // 1024 + 3, 1024), 0.5, np.float16)
-    matrix[-1, -1] = 2.0
+    matrix[at, at] = 2.0
     source = write(tmp_path / "a.safetensors", {"up.weight": ("F16", matrix)})
     target = tmp_path / "b.safetensors"
     convert(source, target, "FP8")
@@ -115,8 +116,9 @@ def test_a_tensor_larger_than_a_slice_is_whole(tmp_path):
     scale = float(found["up.weight_scale"][1])
     assert scale == np.float32(2 / 448)
     values = from_e4m3(found["up.weight"][1]) * np.float32(scale)
-    assert values[-1, -1] == 2
-    assert np.unique(values[:-1]).tolist() == [0.5]
+    assert values[at, at] == 2
+    assert np.unique(values).tolist() == [0.5, 2.0]
+    assert (values == 2).sum() == 1
 
 
 def test_bf16_and_f64_come_from_their_bits(tmp_path):

@@ -32,8 +32,8 @@ def test_a_model_that_gives_no_numbers_has_no_perplexity():
 
 @pytest.fixture(scope="module")
 def tokens(wheel_model):
-    """The first 130 of the text: two whole chunks are fed, and a lone row."""
-    return Tokenizer.from_str(read_gguf_tokenizer(wheel_model).tokenizer_json).encode(TEXT.read_text()).ids[:130]
+    """The first 66 of the text: a whole chunk is fed, and a lone row."""
+    return Tokenizer.from_str(read_gguf_tokenizer(wheel_model).tokenizer_json).encode(TEXT.read_text()).ids[:66]
 
 
 @pytest.mark.model
@@ -49,7 +49,7 @@ async def test_fewer_bits_foretell_worse(wheel_model, default_model, tokens, tmp
     assert found["F16"].perplexity <= found["Q8_0"].perplexity * 1.01
     assert found["Q8_0"].perplexity * 1.02 <= found["Q4_0"].perplexity
     assert 5 < found["F16"].perplexity < 100
-    assert {each.tokens for each in found.values()} == {129}
+    assert {each.tokens for each in found.values()} == {65}
     assert found["Q8_0"].engine.endswith("/q8_0")
 
 

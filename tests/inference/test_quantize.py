@@ -27,6 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 Q4_0_BYTES = 91_726_912
 
 
+@pytest.fixture(autouse=True)
+def tidy(tmp_path):
+    """What models leave is large, and pytest keeps the folders of three runs."""
+    yield
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -46,7 +53,7 @@ async def test_the_default_model_comes_out_as_the_prepared_file(wheel_model, def
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("to", ["F16", "Q8_0", "Q4_K_M", "Q2_K"])
+@pytest.mark.parametrize("to", ["F16", "Q4_K_M"])
 async def test_each_format_is_what_it_says_and_about_as_large_as_reckoned(wheel_model, tmp_path, to):
     target = tmp_path / "model.gguf"
     plan = await quantize(wheel_model, target, to.lower())

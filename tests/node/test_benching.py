@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,21 +30,22 @@ def store(tmp_path):
     opened = Store(tmp_path / "models")
     yield opened
     opened.close()
+    shutil.rmtree(tmp_path / "models", ignore_errors=True)  # pytest keeps the folders of three runs
 
 
 @pytest.mark.model
 async def test_the_figures_are_kept_and_the_tuners_choice_too(store, tmp_path):
     """A budget of nothing: the default is opened, nothing else is tried, and it stays."""
     model = await import_model(store, {"a.gguf": Q4_0}, OWNER, wishes=Wishes(name="Otter"))
-    settings = Settings(data_dir=tmp_path, engine=EngineSettings(workers=1, slots=4, context=256))
+    settings = Settings(data_dir=tmp_path, engine=EngineSettings(workers=1, slots=1, context=128))
     heard = []
     entry, tuning = await bench_hardware(settings, store, model, tune_s=0.0, told=lambda what, _: heard.append(what))
     assert load_entries(tmp_path) == {entry.key: entry}
-    assert list(entry.measured.tokens_per_s) == ["1", "4"]
+    assert list(entry.measured.tokens_per_s) == ["1"]
     assert min(entry.measured.tokens_per_s.values()) > 1
     assert entry.measured.memory_bytes > 50 << 20
     assert entry.engine.endswith("/q4_0")
-    assert (tuning.best.workers, tuning.best.slots, tuning.trials) == (1, 4, ())
+    assert (tuning.best.workers, tuning.best.slots, tuning.trials) == (1, 1, ())
     assert entry.tuned == tuning.best == entry.setup
     assert tuned(EngineSettings(), entry).workers == 1
     assert "measuring" in heard
@@ -95,7 +97,5 @@ def test_the_command_prints_json_and_nothing_else(tmp_path):
     assert (list(told["measured"]["tokens_per_s"]), list(told["measured"]["first_token_ms"])) == (["1"], ["64"])
     assert told["tuning"] is None
     assert (tmp_path / "a" / "measurements.json").exists()
-    assert (
-        "worker ready" in (tmp_path / "a" / "node.log").read_text()
-        or "hardware_measured" in (tmp_path / "a" / "node.log").read_text()
-    )
+    assert "hardware_measured" in (tmp_path / "a" / "node.log").read_text()
+    shutil.rmtree(tmp_path / "a")

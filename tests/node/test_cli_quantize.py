@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,4 @@ def test_a_model_is_quantised_shown_and_refused(tmp_path):
     assert "Otter-Q8_0 1.0.0 is here: Q8_0, 1" in done.stdout
     assert "Warning: the source is Q4_1 already" in done.stderr
     assert added["model"] not in done.stdout
+    shutil.rmtree(folder)  # pytest keeps the folders of three runs
