@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from inference.models.library import WITHOUT_WEIGHTS, pull_model
+from inference.models.manifest import Role
 from inference.models.store import Store
 from market.errors import ModelUnknown, OctoError
 from market.offer import CheckedOffer
@@ -107,7 +108,12 @@ class MeshCatalog:
     async def _load(self, model: str) -> Reader:
         sources = self._finder.on_offer(model)
         manifest = await pull_model(
-            self._store, model, sources, roles=WITHOUT_WEIGHTS, allow_pickled=True, blame=self._finder.blame
+            self._store,
+            model,
+            sources,
+            roles={*WITHOUT_WEIGHTS, Role.CONFIG},
+            allow_pickled=True,
+            blame=self._finder.blame,
         )
         return await open_reader(self._store, manifest)
 

@@ -5,25 +5,30 @@ Lives here: the choice by manifest and hardware, and each engine's settings. Eng
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import json
 import os
-import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.engines.diffusion import open_diffusion_engine
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
 from inference.engines.openai_http import open_openai_engine
+from inference.engines.speech import open_speaking_engine, open_transcription_engine
 from inference.hardware import detect_hardware
 from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
-from inference.models.library import model_folder, open_tokenizer, publish_model, weights_path
-from inference.models.manifest import Format, Manifest, ModelFile, Role, sign_manifest
+from inference.models.library import model_folder, model_of, open_tokenizer, publish_described, weights_path
+from inference.models.manifest import Format, Manifest, Role
 from inference.models.plain_tokenizer import PlainTokenizer
 from inference.models.store import Store
 from inference.speed import measure_speed
+from inference.work.engine import SupervisedEngine
+from inference.work.image_meter import ImageMeter
+from inference.work.speech_meters import SpeakMeter, TranscribeMeter
+from inference.work.voice import read_voice_config
 from market.errors import NodeMisconfigured
 from market.identity import WalletSigner
 from market.offer import ModelOffer
@@ -31,9 +36,10 @@ from market.parts import Served, ServedWork, Serving
 from market.ports import Engine, EngineInfo, Meter, Tokenizer
 from market.task import ChatMessage, Mode
 from market.work import Work
+from node.measurements import known_speed, remembered, tuned
 from node.settings import Settings, Share
 
-ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX)
+ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX, EngineKind.SPEECH, EngineKind.DIFFUSION)
 """In the order in which they are tried."""
 
 
@@ -49,21 +55,38 @@ async def open_serving(
     async with AsyncExitStack() as stack:
         for file in manifest.files:
             stack.enter_context(store.using(file.cid))
-        if kind is EngineKind.ONNX:
-            yield await _open_onnx(stack, model, manifest, store=store, settings=settings)
+        if kind is not EngineKind.LLAMA_CPP:
+            meter = await _meter(store, manifest)
+            worker = await stack.enter_async_context(
+                _open_worker(kind, await model_folder(store, manifest), manifest, meter, settings.engine.threads)
+            )
+            offer = _offer(
+                model,
+                manifest,
+                settings,
+                engine=worker.info.name,
+                context=worker.info.context,
+                works=tuple(sorted(worker.works)),
+            )
+            yield ServedWork(offer, worker, meter)
             return
         tokenizer = await open_tokenizer(store, manifest)
+        speed = None
         if engine is None:
+            hardware = await asyncio.to_thread(detect_hardware)
+            measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
+            wanted = tuned(settings.engine, measured)
+            speed = known_speed(wanted, measured, cores=hardware.cores)
             engine = await stack.enter_async_context(
                 open_llama_engine(
                     await weights_path(store, manifest),
-                    workers=settings.engine.workers or len(os.sched_getaffinity(0)),
-                    threads=settings.engine.threads,
-                    slots=settings.engine.slots,
-                    context=min(settings.engine.context, manifest.context or settings.engine.context),
+                    workers=wanted.workers or len(os.sched_getaffinity(0)),
+                    threads=wanted.threads,
+                    slots=wanted.slots,
+                    context=min(wanted.context, manifest.context or wanted.context),
                 )
             )
-        speed = await measure_speed(engine)
+        speed = speed if speed is not None else await measure_speed(engine)
         offer = _offer(model, manifest, settings, engine=engine.info.name, context=engine.info.context, speed=speed)
         yield Served(offer, engine, tokenizer)
 
@@ -94,7 +117,7 @@ async def open_reader(store: Store, manifest: Manifest) -> Reader:
 
     Raises ContentUnavailable, BlockInvalid, ModelFileInvalid.
     """
-    if manifest.format == Format.ONNX:
+    if manifest.format in (Format.ONNX, Format.VOICE, Format.CTRANSLATE2) or manifest.modality == "image":
         return Reader(meter=await _meter(store, manifest))
     if manifest.format == Format.REMOTE:
         return Reader(tokenizer=PlainTokenizer())
@@ -129,54 +152,47 @@ async def open_shared(
 async def _publish_remote(store: Store, name: str, info: EngineInfo, wallet: WalletSigner) -> tuple[str, Manifest]:
     """The same server and model give the same manifest."""
     said = json.dumps({"kind": "octo/remote/1", "model": name, "server": info.name}, sort_keys=True).encode()
-    path = store.parts / f"add-{hashlib.sha256(said).hexdigest()[:32]}"
-    await store.in_thread(path.write_bytes, said)
-    root = await store.add(path, move=True, public=True)
-    manifest = Manifest(
-        name=re.sub(r"[^A-Za-z0-9._+-]+|\.\.+", "-", name).strip("-._+")[:128] or "model",
-        version="0.0.0",
-        files=(ModelFile(role=Role.CONFIG, name="remote.json", cid=root, size_bytes=len(said)),),
-        format=Format.REMOTE,
-        quantisation="unknown",
-        licence="unknown",
-        modality="text",
-        context=info.context,
-        creator=wallet.address,
+    cid = await publish_described(
+        store, name, ("remote.json", said), wallet, format=Format.REMOTE, modality="text", context=info.context
     )
-    return await publish_model(store, sign_manifest(manifest, wallet)), manifest
+    return cid, await model_of(store, cid)
 
 
-async def _open_onnx(
-    stack: AsyncExitStack, model: str, manifest: Manifest, *, store: Store, settings: Settings
-) -> ServedWork:
-    meter = await _meter(store, manifest)
-    engine = await stack.enter_async_context(
-        open_onnx_engine(
-            await model_folder(store, manifest),
-            kind=onnx_kind(manifest),
-            models=onnx_models(manifest),
-            meter=meter,
-            context=onnx_context(manifest),
-            precision=manifest.quantisation,
-            workers=1,
-            threads=settings.engine.threads,
-        )
+def _open_worker(
+    kind: EngineKind, folder: Path, manifest: Manifest, meter: Meter, threads: int
+) -> AbstractAsyncContextManager[SupervisedEngine]:
+    if kind is EngineKind.DIFFUSION:
+        return open_diffusion_engine(folder, threads=threads)
+    if manifest.format == Format.VOICE:
+        return open_speaking_engine(folder)
+    if kind is EngineKind.SPEECH:
+        return open_transcription_engine(folder, threads=threads)
+    return open_onnx_engine(
+        folder,
+        kind=onnx_kind(manifest),
+        models=onnx_models(manifest),
+        meter=meter,
+        context=onnx_context(manifest),
+        precision=manifest.quantisation,
+        threads=threads,
     )
-    offer = _offer(
-        model,
-        manifest,
-        settings,
-        engine=engine.info.name,
-        context=engine.info.context,
-        works=tuple(sorted(engine.works)),
-    )
-    return ServedWork(offer, engine, meter)
 
 
 async def _meter(store: Store, manifest: Manifest) -> Meter:
+    """Raises ContentUnavailable, BlockInvalid, ModelFileInvalid."""
+    if manifest.format == Format.SAFETENSORS:
+        return ImageMeter()
+    if manifest.format == Format.CTRANSLATE2:
+        return TranscribeMeter()
     paths: Mapping[Role, Path] = {
-        file.role: await store.checked_path(file.cid) for file in manifest.files if file.role is Role.TOKENIZER
+        file.role: await store.checked_path(file.cid)
+        for file in manifest.files
+        if file.role in (Role.TOKENIZER, Role.CONFIG)
     }
+    if manifest.format == Format.VOICE:
+        return SpeakMeter(
+            await store.in_thread(read_voice_config, await store.in_thread(paths[Role.CONFIG].read_bytes))
+        )
     return await store.in_thread(onnx_meter, manifest, paths)
 
 

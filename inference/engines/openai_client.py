@@ -97,12 +97,11 @@ class Events:
 
     async def drain(self) -> None:
         """Read on to the end that must be near, so that the connection can serve the next request."""
-        with contextlib.suppress(UpstreamFailed, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 for _ in range(_DRAIN_READS):
-                    if self._response.content.at_eof():
+                    if not await self._response.content.readany():
                         return
-                    await self.take()
 
 
 class Upstream:
@@ -139,7 +138,7 @@ class Upstream:
             await self._check(response, "text/event-stream")
             yield Events(response, limit_bytes)
         finally:
-            response.close() if not response.content.at_eof() else response.release()
+            response.close()  # one that was read to its end has given its connection back already
 
     def _headers(self) -> dict[str, str]:
         key = self._key()

@@ -102,7 +102,10 @@ class ServedProcess:
             start_new_session=True,  # Ctrl-C is for the node, which then ends it
         )
         try:
-            await self._give_orders(warden)
+            try:
+                await self._give_orders(warden)
+            except (OSError, TimeoutError):
+                raise self._failed("could not be started") from None
             await self._until_first([self._serve(), self._ended(warden), self._told_to_restart.wait()])
             if self._told_to_restart.is_set():
                 raise EngineFailed("the engine's server did not do its work and was ended.")
@@ -124,7 +127,8 @@ class ServedProcess:
         }
         assert warden.stdin is not None
         warden.stdin.write(json.dumps(orders).encode() + b"\n")
-        facts = await self._line(warden)
+        async with asyncio.timeout(_WARDEN_S):
+            facts = await self._line(warden, "could not be started")
         self.pid, self.isolation = int(facts.get("pid", 0)), str(facts.get("isolation", ""))
 
     async def _serve(self) -> None:
@@ -156,18 +160,18 @@ class ServedProcess:
         raise self._failed("does not answer any more")
 
     async def _ended(self, warden: asyncio.subprocess.Process) -> None:
-        status = int((await self._line(warden, for_ever=True)).get("ended", 1))
+        said = await self._line(warden, "lost its warden")
+        status = int(said.get("ended", 1))
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         raise self._failed(f"ended ({how})")
 
-    async def _line(self, warden: asyncio.subprocess.Process, *, for_ever: bool = False) -> dict[str, Any]:
+    async def _line(self, warden: asyncio.subprocess.Process, failure: str) -> dict[str, Any]:
         assert warden.stdout is not None
-        with contextlib.suppress(TimeoutError, ValueError):
-            async with asyncio.timeout(None if for_ever else _WARDEN_S):
-                said = json.loads(await warden.stdout.readline() or b"{}")
-                if isinstance(said, dict) and said:
-                    return said
-        raise self._failed("could not be started")
+        with contextlib.suppress(ValueError):
+            said = json.loads(await warden.stdout.readline())
+            if isinstance(said, dict):
+                return said
+        raise self._failed(failure)
 
     async def _until_first(self, works: Sequence[Any]) -> None:
         tasks = [asyncio.ensure_future(work) for work in works]

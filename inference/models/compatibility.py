@@ -69,9 +69,9 @@ _SKILLS: Mapping[EngineKind, _Skill] = {
         note="Convert the model to safetensors.",
     ),
     EngineKind.SPEECH: _Skill(
-        formats=frozenset((Format.CTRANSLATE2, Format.ONNX)),
+        formats=frozenset((Format.CTRANSLATE2, Format.VOICE)),
         modalities=frozenset(("transcription", "speech")),
-        note="Convert the model to CTranslate2 or ONNX.",
+        note="Convert the model to CTranslate2.",
     ),
     EngineKind.OPENAI_HTTP: _Skill(
         formats=frozenset((Format.SAFETENSORS, Format.GGUF, Format.TENSORRT)),

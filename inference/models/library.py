@@ -7,6 +7,8 @@ and fetch; knows no engine, no peer and no settings: whom to trust comes in as a
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,6 +25,7 @@ from inference.models.draft import NO_WISHES, Draft, Wishes, draft_manifest
 from inference.models.fetch import fetch_block, fetch_file, forgive
 from inference.models.formats import recognise, refuse_pickle
 from inference.models.manifest import (
+    Format,
     Manifest,
     ModelFile,
     Role,
@@ -157,6 +160,36 @@ async def publish_model(store: Store, signed: SignedManifest, *, public: bool = 
             await store.set_public(file.cid)
     await store.add_block(signed.encoded(), public=public)
     return manifest_cid(signed)
+
+
+async def publish_described(
+    store: Store,
+    name: str,
+    description: tuple[str, bytes],
+    creator: WalletSigner,
+    *,
+    format: Format,
+    modality: str,
+    context: int = 0,
+) -> str:
+    """A model without weights of its own (`remote`, `voice`): a (file name, JSON) that says what runs it. Returns the
+    CID of its manifest; the same description gives the same. Raises EncodingInvalid, DiskFull."""
+    file, said = description
+    path = store.parts / f"add-{hashlib.sha256(said).hexdigest()[:32]}"
+    await store.in_thread(path.write_bytes, said)
+    root = await store.add(path, move=True, public=True)
+    manifest = Manifest(
+        name=re.sub(r"[^A-Za-z0-9._+-]+|\.\.+", "-", name).strip("-._+")[:128] or "model",
+        version="0.0.0",
+        files=(ModelFile(role=Role.CONFIG, name=file, cid=root, size_bytes=len(said)),),
+        format=format,
+        quantisation="unknown",
+        licence="unknown",
+        modality=modality,
+        context=context,
+        creator=creator.address,
+    )
+    return await publish_model(store, sign_manifest(manifest, creator))
 
 
 async def share_model(store: Store, cid: str) -> None:

@@ -50,7 +50,7 @@ ContextTokens = Annotated[int, Field(ge=0, le=1 << 24)]
 class Format(Word):
     """What the weights are. `pytorch` is a pickled state dict, `tensorrt` an opaque plan for one kind of card,
     `ctranslate2` what faster-whisper reads. `remote`: there are none; a server that the provider names runs the model,
-    and nobody can say from here what it is."""
+    and nobody can say from here what it is. `voice`: there are none; a library of the operating system speaks."""
 
     GGUF = "gguf"
     SAFETENSORS = "safetensors"
@@ -59,6 +59,7 @@ class Format(Word):
     TENSORRT = "tensorrt"
     CTRANSLATE2 = "ctranslate2"
     REMOTE = "remote"
+    VOICE = "voice"
 
 
 class Role(Word):
@@ -228,8 +229,8 @@ def _check(manifest: Manifest) -> None:
     if ".." in manifest.name or manifest.name.lower() in _RESERVED_NAMES or _is_cid(manifest.name):
         raise EncodingInvalid(f"{manifest.name!r} cannot be a model's name: it holds '..', is reserved, or is a CID.")
     roles = Counter(file.role for file in manifest.files)
-    if (Role.WEIGHTS in roles) == (manifest.format == Format.REMOTE):
-        raise EncodingInvalid("a manifest names at least one weights file; that of a remote model names none.")
+    if (Role.WEIGHTS in roles) == (manifest.format in (Format.REMOTE, Format.VOICE)):
+        raise EncodingInvalid("a manifest names weights; that of a remote model or a voice names none.")
     if twice := [role for role in _ONCE if roles[role] > 1]:
         raise EncodingInvalid(f"a manifest names at most one {twice[0]} file.")
     check_file_names(file.name for file in manifest.files)

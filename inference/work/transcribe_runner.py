@@ -31,8 +31,6 @@ _FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 """Without its tokenizer the library would ask a hub for one."""
 _RATE: Final = 16_000
 _WINDOW_S: Final = 300
-_CONTEXT_CHARACTERS: Final = 400
-"""Of the text so far that go before the next minutes as a prompt: some 100 tokens, of 224 that it may have."""
 _RETRIES: Final = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Temperatures that Whisper tries when a reading repeats itself or is unlikely."""
 _SEED: Final = 1
@@ -65,7 +63,7 @@ class TranscribeRunner:
         noise = Decoder(wav_header(_RATE, len(samples)) + samples, AudioFacts(kind="wav", duration_ms=1000)).read(_RATE)
         _has_speech(noise)
         segments, _ = self._model.transcribe(
-            noise, prefix="one two three four five", initial_prompt="one", word_timestamps=True, temperature=[0.0, 0.5]
+            noise, prefix="one two three four five", hotwords="one", word_timestamps=True, temperature=[0.0, 0.5]
         )
         list(segments)
 
@@ -106,7 +104,7 @@ class TranscribeRunner:
 
         decoder = Decoder(task.blob, facts)
         window = np.zeros(0, np.float32)
-        start, said, language = 0, request.prompt, request.language
+        start, language = 0, request.language
         while True:
             window = np.concatenate([window, decoder.read(_WINDOW_S * _RATE - len(window))])
             is_last = len(window) < _WINDOW_S * _RATE
@@ -117,33 +115,30 @@ class TranscribeRunner:
             if _has_speech(window):
                 offset_ms = start * 1000 // _RATE
                 limit_ms = max(offset_ms, facts.duration_ms)
-                for raw, spoken in self._hear(window, request, prompt=said, language=language):
+                for raw, spoken in self._hear(window, request, language):
                     desk.beat()
                     if task.cancelled:
                         return
                     if held is not None:
                         yield held
-                        said = (said + held.text)[-_CONTEXT_CHARACTERS:]
                     language = language or spoken
                     held, at = _segment(raw, spoken, offset_ms, limit_ms), int(raw.start * _RATE)
             if held is not None and not is_last and at > 0:
                 heard, held = at, None
             if held is not None:
                 yield held
-                said = (said + held.text)[-_CONTEXT_CHARACTERS:]
             if is_last:
                 return
             window, start = window[heard:], start + heard
 
     def _hear(
-        self,
-        window: NDArray[np.float32],
-        request: TranscribeRequest,
-        *,
-        prompt: str,
-        language: str = "",
+        self, window: NDArray[np.float32], request: TranscribeRequest, language: str
     ) -> Iterator[tuple[Any, str]]:
-        """faster-whisper's segments and the language; times from the window's start."""
+        """faster-whisper's segments and the language; times from the window's start.
+
+        Each half minute is heard for itself: reading on from the words before, small models repeat themselves (a
+        sentence said ten times in five minutes came thirteen times).
+        """
         temperature = request.temperature_micro / MICRO
         segments, info = self._model.transcribe(
             window,
@@ -151,7 +146,8 @@ class TranscribeRunner:
             task="translate" if request.translate else "transcribe",
             beam_size=self._beam,
             temperature=[temperature, *(retry for retry in _RETRIES if retry > temperature)],
-            initial_prompt=prompt or None,
+            condition_on_previous_text=False,
+            hotwords=request.prompt or None,
             word_timestamps=request.words,
             vad_filter=True,
         )

@@ -21,24 +21,24 @@ from inference.models.draft import Wishes
 from inference.models.fetch_tree import fetch_tree
 from inference.models.formats import recognise
 from inference.models.library import (
-    TrustRule,
     import_model,
     model_of,
     models_in,
+    publish_described,
     pull_model,
     remove_model,
     share_model,
     sign_again,
     trust_anyone,
 )
-from inference.models.lookalikes import check_lookalike
-from inference.models.manifest import Manifest, manifest_cid
+from inference.models.manifest import Format, Manifest, manifest_cid
 from inference.models.origins import Origin
 from inference.models.progress import OnProgress, quiet
 from inference.models.references import LocalReference, NameReference, parse_reference
 from inference.models.store import Store, Verdict
-from inference.models.trust import check_origin, check_trust, is_trusted, parse_subject
+from inference.models.trust import parse_subject
 from inference.models.unixfs import PROFILES
+from inference.work.voice import ESPEAK, FLITE, VOICE_FILE, VoiceConfig, voice_config_json
 from market.errors import BlockInvalid, ContentUnavailable, ModelUntrusted, RequestInvalid
 from market.identity import WalletSigner
 from market.ports import ContentSource
@@ -49,12 +49,14 @@ from node.models.keeping import Keeper
 from node.models.places import Places
 from node.models.quantizing import Quantizing
 from node.models.sharing import Sharing
+from node.models.trusting import Trusting
 from node.models.view import ModelView
 
 log = structlog.get_logger()
 
 DEFAULT = "default"
 NO_WISHES = Wishes()
+VOICES: Mapping[str, VoiceConfig] = {ESPEAK.library: ESPEAK, FLITE.library: FLITE}
 
 
 class ModelDesk:
@@ -78,6 +80,7 @@ class ModelDesk:
         self.catalogs = catalogs
         self.sharing = sharing
         self.quantizing = Quantizing(store=store, view=view, sharing=sharing, wallet=wallet)
+        self._trusting = Trusting(choices, catalogs, view, own_wallet=wallet.address)
         self.keeper = Keeper(choices, self._bring_pinned)
         self._store = store
         self._finder = finder
@@ -111,10 +114,12 @@ class ModelDesk:
         if not isinstance(place, NameReference):
             origin = self._places.origin(place)
             if not trust:
-                check_origin(origin.reference, trusted=self._trusted())
+                self._trusting.check_place(origin.reference)
             return await self._import(origin, public=public, wishes=wishes, progress=progress)
         if place.text == DEFAULT and not given:
             return await self._told(await self._default(public=public, progress=progress))
+        if place.text in VOICES:
+            return await self._told(await self._voice(place.text))
         cid = await self._cid_of(place, given=given)
         if parse_cid(cid).codec == DAG_CBOR:
             await self._pull(cid, given=given, trust=trust, public=public, progress=progress)
@@ -152,7 +157,7 @@ class ModelDesk:
                 await self._finder.find(cid, given=given),
                 public=public,
                 progress=progress,
-                trust=trust_anyone if trust else await self._trust_rule(cid),
+                trust=trust_anyone if trust else await self._trusting.rule_for(cid),
                 more=self._places.range_sources,
                 blame=self._finder.blame,
             )
@@ -218,6 +223,20 @@ class ModelDesk:
             cid = manifest_cid(await self._store.in_thread(shipped_manifest))
             await self._pull(cid, given=(), trust=False, public=public, progress=progress)
             log.info("default_model_from_peers", model=cid)
+        await self.sharing.refresh()
+        return cid
+
+    async def _voice(self, name: str) -> str:
+        """A library of the operating system that speaks, as a model: its manifest says which, and in which voices."""
+        config = VOICES[name]
+        cid = await publish_described(
+            self._store,
+            name,
+            (VOICE_FILE, voice_config_json(config)),
+            self._wallet,
+            format=Format.VOICE,
+            modality="speech",
+        )
         await self.sharing.refresh()
         return cid
 
@@ -351,25 +370,6 @@ class ModelDesk:
             self.catalogs.wake()
         elif kind == "pins":
             self.keeper.wake()
-
-    # ---- trust ----
-
-    def _trusted(self) -> frozenset[str]:
-        return frozenset(parse_subject(entry) for entry in self._choices.all("trust"))
-
-    async def _trust_rule(self, cid: str) -> TrustRule:
-        """The check of one manifest: its creator, or a catalog that is followed, must stand for it."""
-        known = await self.view.trusted_models()
-
-        def check(manifest: Manifest) -> None:
-            if any(entry.manifest == cid for _, entry in self.catalogs.entries()):
-                return
-            rule = {"own_wallet": self._wallet.address, "shipped_creator": self.view.shipped_creator}
-            if not is_trusted(manifest.creator, trusted=self._trusted(), **rule):
-                check_lookalike(manifest.name, manifest.creator, known)
-            check_trust(manifest, trusted=self._trusted(), **rule)
-
-        return check
 
     # ---- names ----
 

@@ -184,7 +184,6 @@ class SourceFinder:
             param="from",
         )
 
-
     async def _of_new_peer(self, peer: PeerId) -> ContentSource:
         """A peer that we have just connected to: its offer, which says where its content listener is, comes within
         moments if it has one. HTTP carries several times what the mesh does."""

@@ -39,12 +39,6 @@ from node.node import ModelOnOffer
 from node.settings import ModelSettings, Settings
 from p2p.network import OctoNetwork
 
-_MISSING = {
-    EngineKind.DIFFUSION: "the diffusion engine is not part of this version",
-    EngineKind.SPEECH: "the speech engine is not part of this version",
-    EngineKind.OPENAI_HTTP: "the openai_http engine is not part of this version",
-}
-
 
 class Shelf:
     """What others may read of us, ready before the desk is: until `attach`, catalogs and pins are refused."""
@@ -159,8 +153,13 @@ async def open_desk(
 
 
 def missing_engines() -> Mapping[EngineKind, str]:
-    """Engines that do not run here, and why."""
-    missing = dict(_MISSING)
-    if find_spec("llama_cpp") is None:
-        missing[EngineKind.LLAMA_CPP] = "llama-cpp-python is not installed"
+    """Engines that do not run here, and what would bring them."""
+    missing = {EngineKind.OPENAI_HTTP: "a server is shared with `octo-node start --share URL`, not loaded from a model"}
+    for kind, module, package in (
+        (EngineKind.LLAMA_CPP, "llama_cpp", "llama-cpp-python"),
+        (EngineKind.ONNX, "onnxruntime", "onnxruntime"),
+        (EngineKind.DIFFUSION, "diffusers", "octo-node[diffusers]"),
+    ):
+        if find_spec(module) is None:
+            missing[kind] = f"pip install {package}"
     return missing

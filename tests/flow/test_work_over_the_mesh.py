@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -90,3 +91,23 @@ async def test_a_chat_with_an_embedding_model_is_refused_with_the_reason(tmp_pat
         ) as sdk:
             with pytest.raises(openai.NotFoundError, match="writes no text"):
                 await sdk.chat.completions.create(model=offered.name, messages=[{"role": "user", "content": "red"}])
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+async def test_a_voice_of_another_node_speaks(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model="espeak-ng")))
+        joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
+        client = await stack.enter_async_context(open_node(joined))
+        async with asyncio.timeout(20):
+            while not client.catalog.on_offer():
+                await asyncio.sleep(0.05)
+        async with openai.AsyncOpenAI(
+            base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
+        ) as sdk:
+            spoken = await sdk.audio.speech.create(
+                model="espeak-ng", voice="en", input="An octopus has three hearts.", response_format="wav"
+            )
+        sound = spoken.read()
+    assert sound[:4] == b"RIFF"
+    assert len(sound) > 50_000  # over a second

@@ -72,7 +72,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         version=draw(st.sampled_from(["0.0.0", "1.2.3-rc.1", "999999999.0.1"])),
         files=tuple(files),
         directory=draw(st.sampled_from(["", str(cid_of_block(DAG_PB, b"d"))])),
-        format=draw(st.sampled_from([form for form in Format if form != Format.REMOTE])),
+        format=draw(st.sampled_from([form for form in Format if form not in (Format.REMOTE, Format.VOICE)])),
         quantisation=draw(words),
         licence=draw(words),
         modality=draw(words),
