@@ -158,7 +158,9 @@ async def test_a_connection_serves_request_after_request():
             listed = b'{"data": [{"id": "some-model"}]}'
             kind, body = ("application/json", listed) if request.line.startswith("GET") else ("text/event-stream", END)
             head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n"
-            writer.write(head.encode() + body + b"\r\n0\r\n\r\n")
+            writer.write(head.encode() + body + b"\r\n")
+            await asyncio.sleep(0.01)  # the end of an answer may come after its last event
+            writer.write(b"0\r\n\r\n")
         writer.close()
 
     server = await asyncio.start_server(keeps_open, "127.0.0.1", 0)
@@ -224,6 +226,15 @@ async def test_a_server_that_is_not_there_is_no_engine_and_one_that_went_is_noti
     with pytest.raises(EngineFailed, match="reached"):
         async with open_openai_engine(hand.url, model=MODEL):
             pass
+
+
+async def test_an_address_without_a_path_means_v1_and_one_with_a_path_is_taken_as_it_is():
+    async with a_hand(says(END)) as hand:
+        host = hand.url.removesuffix("/v1")
+        for url, path in ((host, "/v1"), (f"{host}/", "/v1"), (f"{host}/v1/", "/v1"), (f"{host}/api/v3", "/api/v3")):
+            async with open_openai_engine(url, model=MODEL) as engine:
+                await answer(engine)
+                assert hand.requests[-1].line == f"POST {path}/chat/completions HTTP/1.1"
 
 
 async def test_what_stays_on_this_machine_and_what_does_not():

@@ -104,6 +104,17 @@ async def test_log_probabilities_come_best_first_equals_by_lowest_id_and_never_f
         ids(7, prompt_token_ids=[1, 5, 9, 9]),
         event({"choices": [{"token_ids": "7"}]}),
         event({"choices": [{"token_ids": [7.0]}]}),
+    ],
+)
+async def test_ids_that_cannot_be_are_a_failure(piece):
+    async with speaking(says(piece, DONE)) as (_, engine):
+        with pytest.raises(EngineFailed):
+            await items(engine)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
         ids(7, logprobs=None),
         ids(7, logprobs={"token_logprobs": [-1.0], "top_logprobs": []}),
         ids(7, logprobs={"token_logprobs": [-1.0], "top_logprobs": [{"x": -1.0}]}),
@@ -111,7 +122,7 @@ async def test_log_probabilities_come_best_first_equals_by_lowest_id_and_never_f
         event({"choices": [{"token_ids": [7], "logprobs": {"token_logprobs": [float("nan")], "top_logprobs": [{}]}}]}),
     ],
 )
-async def test_ids_and_probabilities_that_cannot_be_are_a_failure(piece):
+async def test_probabilities_that_cannot_be_are_a_failure(piece):
     async with speaking(says(piece, DONE)) as (_, engine):
         with pytest.raises(EngineFailed):
             await items(engine, logprobs=1)
