@@ -21,7 +21,7 @@ PIPELINES: Final = frozenset(
     )
 )  # fmt: skip
 """Text to image, with a callback at the end of each step."""
-_LIBRARIES: Final = frozenset(("diffusers", "transformers"))
+_LIBRARIES: Final = (None, "diffusers", "transformers")
 _LEFT_OUT: Final = frozenset(("safety_checker", "feature_extractor", "image_encoder"))
 """Parts that text to image does without; the checker's classes are of another module, "stable_diffusion"."""
 _CODE: Final = frozenset((".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"))
@@ -33,7 +33,7 @@ def check_folder(folder: Path) -> frozenset[str]:
     """The parts that are not to be loaded. Raises ModelFileInvalid."""
     index = _read_json(folder / INDEX)
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
         raise ModelFileInvalid(
             f"{INDEX} names the pipeline {str(pipeline)[:80]!r}.",
             next_step=f"These are run: {', '.join(sorted(PIPELINES))}.",
@@ -41,7 +41,7 @@ def check_folder(folder: Path) -> frozenset[str]:
     for part, kind in index.items():
         if part.startswith("_") or part in _LEFT_OUT or not isinstance(kind, list):
             continue
-        if len(kind) != 2 or (kind[0] is not None and kind[0] not in _LIBRARIES):
+        if len(kind) != 2 or kind[0] not in _LIBRARIES:
             raise ModelFileInvalid(f"{INDEX}: its part {part[:40]!r} is of a library that is not loaded.")
     files = sorted(folder.rglob("*"))
     if len(files) > _FILES_LIMIT:

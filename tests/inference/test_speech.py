@@ -232,6 +232,19 @@ async def test_a_killed_worker_costs_its_task_and_comes_back(tmp_path: Path) -> 
             assert (await spoken(engine, "hello"))[1] == "stop"
 
 
+@needs_espeak
+async def test_a_worker_that_hangs_is_ended_and_comes_back(tmp_path: Path) -> None:
+    async with speaking(tmp_path, ESPEAK, hang_s=1.0) as engine:
+        async with aclosing(engine.make(job(SpeakRequest(text=f"{PANGRAM} " * 130)))) as stream:
+            await anext(stream)
+            os.kill(engine.worker_pids[0], signal.SIGSTOP)
+            with pytest.raises(EngineFailed, match="silent"):
+                async for _ in stream:
+                    pass
+        async with asyncio.timeout(20):
+            assert (await spoken(engine, "hello"))[1] == "stop"
+
+
 async def test_a_model_without_its_voice_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileInvalid, match="has no voice"):
         async with open_speaking_engine(tmp_path):
