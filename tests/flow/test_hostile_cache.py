@@ -82,6 +82,7 @@ LIES = {
     "for another sampling": lambda o, q, mine: _forged(o, q, mine, sampling=bytes(32)),
     "for another prompt": lambda o, q, mine: _forged(o, q, mine, prompt=bytes(32)),
     "for another client": lambda o, q, mine: _forged(o, q, mine, client="12D3other"),
+    "of a whole answer that was generated": lambda o, q, mine: _forged(o, q, mine, kind="cached", cached="bafyfirst"),
     "not of a whole answer": lambda o, q, mine: _forged(o, q, mine, final=False, finish=""),
     "for another answer": lambda o, q, mine: _forged(o, q, mine, chunks=9),
     "earlier receipt that is not there": lambda _o, q, _: (None, q),

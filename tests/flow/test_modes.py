@@ -12,11 +12,12 @@ from shop import MODEL, OCTO, make_order
 from inference.engines.places import Places
 from market.buyer import WorkOrder
 from market.errors import EngineFailed, NoProvider, PeerError, PeerTimedOut
-from market.message import TaskRequest
+from market.message import Propose, TaskRequest
 from market.modes import WAIT_TERMS, WaitTerms
 from market.parts import DealTerms, SellerTerms
+from market.quote import sign_quote
 from market.task import Mode
-from market.testing import ScriptedEngine
+from market.testing import Party, ScriptedEngine
 from market.testing_work import ByteMeter, HashEmbedder
 from market.work import EmbedRequest
 
@@ -71,6 +72,19 @@ async def test_a_seller_that_asks_the_realtime_price_for_batch_work_is_not_bough
         await alice.ask(mode=Mode.BATCH)
     assert "more than it offered" in raised.value.reasons[greedy.party.peer]
     assert alice.spent() == 0
+
+
+async def test_a_quote_for_another_mode_is_not_accepted(shop):
+    def demote(body):
+        if not isinstance(body, Propose):
+            return body
+        quote = replace(body.quote.read(), mode=Mode.ASYNC)
+        return replace(body, quote=sign_quote(quote, Party("bob").receipt_key))
+
+    bob = shop.seller(on_send=demote)
+    with pytest.raises(NoProvider) as raised:
+        await shop.buyer().ask()
+    assert "the quote's mode" in raised.value.reasons[bob.party.peer]
 
 
 async def test_who_was_quoted_for_async_cannot_have_it_in_realtime(shop):
@@ -219,6 +233,16 @@ async def test_batch_work_that_lost_its_slot_for_a_while_is_kept_alive_and_realt
     text, _ = await alice.ask(mode=Mode.BATCH)
     assert text == ANSWER
     shop.seller(engine=Stutter(1.0), terms=BEATING)  # the same provider, anew
+    with pytest.raises(PeerTimedOut):
+        await alice.ask()
+
+
+async def test_without_a_word_realtime_waits_less_long_than_batch(shop):
+    alice = shop.buyer(terms=replace(IMPATIENT, patient_timeout_s=5.0))
+    shop.seller(engine=Stutter(1.0), terms=SellerTerms(tick_tokens=8, tick_s=30.0))
+    text, _ = await alice.ask(mode=Mode.BATCH)
+    assert text == ANSWER
+    shop.seller(engine=Stutter(1.0), terms=SellerTerms(tick_tokens=8, tick_s=30.0))
     with pytest.raises(PeerTimedOut):
         await alice.ask()
 

@@ -215,6 +215,19 @@ async def test_a_buyer_that_names_a_key_for_a_task_that_is_not_public_gets_nothi
     assert bob.cache.kept == {}
 
 
+async def test_what_was_kept_of_a_public_task_is_not_told_to_one_that_is_not(shop):
+    def lie(body):
+        if isinstance(body, CallForProposals):
+            return replace(body, privacy=Privacy.SHARED)
+        return replace(body, task=replace(body.task, privacy=Privacy.SHARED)) if isinstance(body, TaskRequest) else body
+
+    bob = keeper(shop)
+    await shop.buyer().ask(**PUBLIC)
+    await settled(bob, kept=1)
+    _, purchase = await shop.buyer(on_send=lie).ask(**PUBLIC)
+    assert not purchase.outcome.cached
+
+
 async def test_a_call_that_is_public_with_a_task_that_is_not_is_refused(shop):
     def lie(body):
         return replace(body, task=replace(body.task, privacy=Privacy.SHARED)) if isinstance(body, TaskRequest) else body
