@@ -55,7 +55,7 @@ async def test_pictures_that_are_none_are_the_providers_failure(client: AsyncOpe
     assert caught.value.code == "peer_failed"
 
 
-async def test_a_large_picture_is_written_down_beside_the_event_loop(client: AsyncOpenAI, node: Any) -> None:
+async def test_a_large_picture_comes_whole(client: AsyncOpenAI, node: Any) -> None:
     node.buyer.steps = (PNG + bytes(3_000_000),)
     answer = await client.images.generate(model="small", prompt="an octopus")
     assert len(base64.b64decode((answer.data or [])[0].b64_json or "")) == len(PNG) + 3_000_000
