@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 import structlog
 import trio
 from libp2p.abc import INetStream
+from libp2p.host.exceptions import StreamFailure
 
 from market.errors import BlockInvalid, ContentError, ContentUnavailable, EncodingInvalid, PeerError
 from market.identity import PeerId
@@ -48,6 +49,7 @@ _WORDS = {
 }
 
 _log = structlog.get_logger()
+_AGAIN_S = 0.3
 
 
 class BlockClient:
@@ -116,12 +118,21 @@ class BlockClient:
 
     @asynccontextmanager
     async def _stream(self, peer: PeerId) -> AsyncIterator[INetStream]:
-        await self._dialer.reach(peer)
-        stream = await self._host.open_stream(peer, BLOCKS_PROTOCOL)
+        stream = await self._open(peer)
         try:
             yield stream
         finally:
             await quietly_reset(stream)
+
+    async def _open(self, peer: PeerId) -> INetStream:
+        """Once more after a failure: of two connections that met, one is being closed, and ours may have been that."""
+        await self._dialer.reach(peer)
+        try:
+            return await self._host.open_stream(peer, BLOCKS_PROTOCOL)
+        except StreamFailure:
+            await trio.sleep(_AGAIN_S)
+        await self._dialer.reach(peer)
+        return await self._host.open_stream(peer, BLOCKS_PROTOCOL)
 
     @asynccontextmanager
     async def _turn(self, peer: PeerId) -> AsyncIterator[None]:
