@@ -183,6 +183,10 @@ class Tokenizer(Protocol):
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that a token stands for (maybe part of a character); empty for control tokens."""
 
+    def may_precede(self, token: int) -> bool:
+        """Whether an answer may go on after this token. False where one text could be cut into more tokens than it
+        needs, and be billed for them."""
+
 
 class Tokenizers(Protocol):
     async def tokenizer(self, model: str) -> Tokenizer:

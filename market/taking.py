@@ -67,6 +67,7 @@ class TokenTaking:
         self._text = TextAssembler(stop)
         self._logprobs = logprobs
         self._taken = 0
+        self._last: int | None = None
 
     def take(self, body: Body, *, limit: int) -> Taken | None:
         if not isinstance(body, Tokens):
@@ -78,6 +79,7 @@ class TokenTaking:
             raise PeerBrokeProtocol(f"more than the {limit} tokens asked for.", peer=self._peer)
         if len(body.logprobs) != (len(body.tokens) if self._logprobs else 0):
             raise PeerBrokeProtocol("the tokens come with other logprobs than were asked for.", peer=self._peer)
+        self._check_cut(body.tokens)
         items = [(token, self._tokenizer.token_bytes(token)) for token in body.tokens]
         text = "".join(self._text.feed(data) for _, data in items)
         ids = body.tokens if self._logprobs else ()
@@ -87,6 +89,13 @@ class TokenTaking:
     def finish(self) -> Sequence[Shown]:
         text = self._text.finish()
         return (Delta(text=text, tokens=0),) if text else ()
+
+
+    def _check_cut(self, tokens: Sequence[int]) -> None:
+        before = (*(() if self._last is None else (self._last,)), *tokens[:-1])
+        if not all(self._tokenizer.may_precede(token) for token in before):
+            raise PeerBrokeProtocol("the text is cut into more tokens than it has; not paid.", peer=self._peer)
+        self._last = tokens[-1]
 
 
 class PieceTaking:

@@ -104,6 +104,9 @@ class ByteTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return bytes((token,)) if token < 256 else b""
 
+    def may_precede(self, token: int) -> bool:  # noqa: ARG002 - the port's shape
+        return True
+
 
 class ScriptedEngine:
     """Says `text`, one byte a token, `delay_s` apart; then ends. Fails with `failure` after `fail_after` tokens."""

@@ -50,6 +50,10 @@ class PlainTokenizer:
         """Raises EncodingInvalid for an id that is no unit."""
         return unit_bytes(token)
 
+    def may_precede(self, token: int) -> bool:
+        """All units of a text but the last have three bytes."""
+        return token >> 24 == UNIT_BYTES
+
 
 def units_of(data: bytes) -> tuple[int, ...]:
     return tuple(

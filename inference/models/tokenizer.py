@@ -87,6 +87,10 @@ class ModelTokenizer:
             raise EncodingInvalid(f"{token} is not a token of this model, which has {len(self._bytes)}.")
         return self._bytes[token]
 
+    def may_precede(self, token: int) -> bool:  # noqa: ARG002 - the port's shape
+        """How a text is cut is the model's own doing: a replay shows whether it was."""
+        return True
+
     def _encode(self, text: str, broken: str) -> tuple[int, ...]:
         pieces = self._split.split(text) if self._split else [text]
         ids: list[int] = []
