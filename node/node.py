@@ -113,6 +113,9 @@ class Node(Protocol):
     async def channels(self) -> Sequence[Mapping[str, Any]]:
         """`{id, role, peer, deposit, paid, leaves, state}`."""
 
+    def counts(self) -> Mapping[str, int]:
+        """What caches did since the start, by the names of `node.api.metrics.COUNTED`."""
+
     def status(self) -> Mapping[str, Any]:
         """Peer, addresses, tier, isolation, model served, rail, engine load, ports, uptime, warnings."""
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from inference.engines.llama_cpp import LlamaEngine
 from inference.models.library import model_of
 from inference.models.progress import OnProgress
 from inference.models.store import Store
@@ -52,6 +53,16 @@ class Providing:
         """How workers are confined, in a word; of several, all of them: a buyer looks for the weakest."""
         words = [getattr(engine, "isolation", "none") for engine in self._engines()]
         return ", ".join(dict.fromkeys(words))[:64] or "none"
+
+    def prefix_counts(self) -> Mapping[str, int]:
+        """Of all engines that share prefixes."""
+        facts = [engine.prefix_facts for engine in self._engines() if isinstance(engine, LlamaEngine)]
+        return {
+            "prefix_jobs": sum(fact.jobs for fact in facts),
+            "prefix_hits": sum(fact.hits for fact in facts),
+            "prefix_prompt_tokens": sum(fact.prompt_tokens for fact in facts),
+            "prefix_cached_tokens": sum(fact.cached_tokens for fact in facts),
+        }
 
     def worker_pids(self) -> tuple[int, ...]:
         return tuple(pid for engine in self._engines() for pid in getattr(engine, "worker_pids", ()))

@@ -99,6 +99,17 @@ class RunningNode:
             for channel in await self.receipts.channels()
         ]
 
+    def counts(self) -> Mapping[str, int]:
+        kept = self.answers.cache
+        bought = self.buyer.memory.counts
+        return {
+            **self.providing.prefix_counts(),
+            "cache_hits": kept.counts.hits if kept else 0,
+            "cache_misses": kept.counts.misses if kept else 0,
+            "cache_asked": bought.asked,
+            "cache_told_again": bought.told_again,
+        }
+
     def status(self) -> Mapping[str, Any]:
         load = self.providing.load()
         return {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from market.work import Work
 
@@ -10,9 +14,35 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
+COUNTED: Mapping[str, str] = {
+    "prefix_jobs": "Jobs that ran on engines here.",
+    "prefix_hits": "Jobs that found some of their prompt prefilled.",
+    "prefix_prompt_tokens": "Prompt tokens of these jobs.",
+    "prefix_cached_tokens": "Prompt tokens that were prefilled already.",
+    "cache_hits": "Answers told again to clients.",
+    "cache_misses": "Questions for an answer that is not kept here.",
+    "cache_asked": "Answers bought that might have been told again.",
+    "cache_told_again": "Answers bought that were told again.",
+}
+"""What a node counts itself, by name; `octo_` stands before and `_total` behind."""
+
+
+class _NodeCounters(Collector):
+    def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counts = self._counts()
+        for name, meaning in COUNTED.items():
+            yield CounterMetricFamily(f"octo_{name}", meaning, value=counts.get(name, 0))
+
+
 class Metrics:
-    def __init__(self) -> None:
+    """`counts` gives what the node has counted so far, by the names of COUNTED."""
+
+    def __init__(self, counts: Callable[[], Mapping[str, int]] = dict) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(_NodeCounters(counts))
         self._requests = Counter(
             "octo_http_requests", "Requests answered.", ("route", "status"), registry=self._registry
         )

@@ -47,7 +47,7 @@ def create_api(
     """The application. `allowed_hosts` are further names under which this node may be reached; `privacy` holds for
     requests that name none. Serve it with `handler_cancellation=True`, as `open_api` does."""
     limits = limits or ApiLimits()
-    metrics = Metrics()
+    metrics = Metrics(node.counts)
     edge = _Edge(node, limits, metrics)
     guard = Guard(node, limits=limits, allowed_hosts=allowed_hosts, clock=time.monotonic)
     openai = OpenAi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)

@@ -57,6 +57,20 @@ async def test_a_bare_node_serves_its_own_gateway_for_nothing(tmp_path):
         assert answer["octo"]["amount"] == 0
 
 
+async def test_a_prompt_that_begins_like_the_last_is_not_prefilled_again_and_metrics_say_so(tmp_path):
+    async with node_in(tmp_path / "a") as node:
+        long = "You are an octopus who answers briefly, with three hearts and nine brains. " * 12
+        for question in ("One?", "Two?"):
+            body = [{"role": "system", "content": long}, {"role": "user", "content": question}]
+            assert (await chat(node, node.first_api_key, messages=body))["status"] == 200
+        headers = {"Authorization": f"Bearer {node.first_api_key}"}
+        async with aiohttp.request("GET", f"{node.url}/metrics", headers=headers) as response:
+            lines = (await response.text()).splitlines()
+        told = dict(line.split() for line in lines if not line.startswith("#"))
+    assert float(told["octo_prefix_hits_total"]) == 1
+    assert float(told["octo_prefix_cached_tokens_total"]) >= 128
+
+
 async def test_a_model_file_that_changed_on_disk_is_found_out_and_made_again(tmp_path):
     async with node_in(tmp_path / "a"):
         pass

@@ -213,6 +213,9 @@ class ScriptedNode:
         self.checked: list[str] = []
         self.on_offer_now = [MODEL]
 
+    def counts(self) -> dict[str, int]:
+        return {"prefix_hits": 3}
+
     def on_offer(self) -> Sequence[ModelOnOffer]:
         return self.on_offer_now
 

@@ -128,3 +128,10 @@ async def test_the_docs_name_every_metric_and_no_other(http: Any) -> None:
     measured = {name for name, _ in families if not name.endswith("_created")}
     section = DOCS.read_text(encoding="utf-8").split("\n## Metrics\n")[1]
     assert set(re.findall(r"`(octo_\w+)`", section)) == measured
+
+
+async def test_what_the_nodes_caches_did_is_measured(http: Any) -> None:
+    async with http.get("/metrics") as response:
+        text = await response.text()
+    assert "octo_prefix_hits_total 3.0" in text
+    assert "octo_cache_hits_total 0.0" in text
