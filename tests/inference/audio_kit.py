@@ -35,10 +35,11 @@ def _coded(number: int) -> bytes:
     return bytes([(0xFF << (8 - width)) & 0xFF | number >> (6 * (width - 1)), *rest])
 
 
-def flac_frame(number: int, block: int, *, value: int = 0) -> bytes:
-    """A frame of 16-bit mono that says "all samples are `value`": 14 bytes for up to 65,536 samples."""
+def flac_frame(number: int, block: int, *, value: int = 0, head_crc: int = 0) -> bytes:
+    """A frame of 16-bit mono that says "all samples are `value`": 14 bytes for up to 65,536 samples. `head_crc`
+    spoils the head's checksum, not the frame's."""
     head = b"\xff\xf8" + bytes([0x70, 0x08]) + _coded(number) + struct.pack(">H", block - 1)
-    head += bytes([_crc(head, 0x07, 8)])
+    head += bytes([_crc(head, 0x07, 8) ^ head_crc])
     frame = head + b"\0" + struct.pack(">h", value)
     return frame + struct.pack(">H", _crc(frame, 0x8005, 16))
 

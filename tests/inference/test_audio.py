@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from inference.work.audio import DURATION_LIMIT_MS, read_audio
 from inference.work.speech_meters import TranscribeMeter
 from inference.work.wav import wav_header
-from market.errors import RequestInvalid
-from market.work import BLOB_LIMIT_BYTES, SpeakRequest, TranscribeRequest
+from market.errors import EncodingInvalid, RequestInvalid
+from market.values import encode
+from market.work import BLOB_LIMIT_BYTES, Segment, SpeakRequest, TranscribeRequest
 from tests.inference import audio_kit as kit
 
 FILES = Path(__file__).parent / "audio"
@@ -57,6 +58,15 @@ def test_a_wav_that_was_streamed_lasts_to_its_end() -> None:
     assert read_audio(wav_header(16_000, 32_000) + bytes(32_000)).duration_ms == 1000
 
 
+def test_what_stands_before_the_sound_of_a_wav_is_skipped() -> None:
+    """A chunk of odd length has a byte of padding behind it, and may hold what looks like sound."""
+    plain = kit.wav(16_000)
+    inner = b"data\x04\0\0\0abc"
+    assert len(inner) % 2
+    blob = plain[:36] + b"LIST" + struct.pack("<I", len(inner)) + inner + b"\0" + plain[36:]
+    assert read_audio(blob).duration_ms == 1000
+
+
 def test_a_wav_whose_sound_is_cut_off_is_refused() -> None:
     assert "ends within the sound" in refused(kit.wav(16_000)[:-1000])
     assert "ends within" in refused(kit.wav(16_000)[:30])
@@ -94,6 +104,11 @@ def test_a_flac_that_is_cut_off_is_refused() -> None:
     for size in (10, 41, 100, len(real) // 2, len(real) - 1):
         refused(real[:size])
     assert "says that it has" in refused(kit.flac(4, block=4000)[: -len(kit.flac_frame(3, 4000))])
+
+
+def test_a_frame_whose_head_is_damaged_counts_for_nothing() -> None:
+    """No decoder plays it."""
+    assert read_audio(kit.flac(4, block=4000, total=0) + kit.flac_frame(4, 4000, head_crc=1)).duration_ms == 1000
 
 
 def test_a_flac_bomb_is_refused_by_its_length() -> None:
@@ -224,6 +239,12 @@ def test_transcription_counts_ten_milliseconds_in_and_bytes_out() -> None:
     blob = kit.wav(16_001)
     assert meter.units_in(request, blob) == 101
     assert meter.units_out_limit(request, blob) > 1000
+    said = Segment(start_ms=0, end_ms=900, text=" grün", language="de")
+    assert meter.units_of(request, encode(Segment, said)) == 6
+    assert meter.units_of(request, encode(Segment, Segment(start_ms=0, end_ms=1, text=""))) == 1
+    for bad in (b"", b"text", encode(Segment, Segment(start_ms=2, end_ms=1, text="x"))):
+        with pytest.raises(EncodingInvalid):
+            meter.units_of(request, bad)
     with pytest.raises(RequestInvalid):
         meter.units_in(SpeakRequest(text="x"), blob)
     with pytest.raises(RequestInvalid):

@@ -34,9 +34,9 @@ def png_head(width: int, height: int) -> bytes:
 
 def test_an_image_counts_tiles_times_steps() -> None:
     meter = ImageMeter()
-    request = ImageRequest(prompt="a dog", negative="cat", width=512, height=520, steps=20, count=3)
+    request = ImageRequest(prompt="a dog", negative="cat", width=456, height=520, steps=20, count=3)
     assert meter.units_in(request, b"") == 8
-    assert meter.units_of(request, png_head(512, 520)) == 8 * 9 * 20
+    assert meter.units_of(request, png_head(456, 520)) == 8 * 9 * 20
     assert meter.units_out_limit(request, b"") == 3 * 8 * 9 * 20
 
 

@@ -66,6 +66,7 @@ def test_leaving_early_ends_the_fork_and_nothing_of_it_is_left(forks: Forks) -> 
 
     with forks.run(work) as chunks:
         pid = int(next(chunk for chunk in chunks if chunk).data)
+        time.sleep(0.1)  # the pipe fills
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert results(forks, lambda sink: sink.put(b"next")) == [Chunk(b"next", 0)]

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import wave
+from collections.abc import Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -16,16 +17,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.engines.speech import open_speaking_engine
+from inference.work.forked import Sink
+from inference.work.runner import Task
+from inference.work.speak_runner import SpeakRunner
 from inference.work.speech_meters import SpeakMeter
 from inference.work.spoken_text import SENTENCES_LIMIT, clean, cut
 from inference.work.voice import ESPEAK, FLITE, VOICE_FILE, VoiceConfig, read_voice_config, voice_config_json
 from inference.work.wav import wav_header
-from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, RequestInvalid
+from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, OctoError, RequestInvalid
 from market.ports import WorkJob
 from market.task import MICRO, TaskId
 from market.testing_work import check_work_engine
 from market.work import EmbedRequest, SpeakRequest
 
+FOREIGN = {
+    "de": "Größe, Übung, ÄÖÜ.",
+    "ru": "Привет, как дела?",
+    "el": "Γειά σου Κόσμε",
+    "ar": "مرحبا بالعالم",
+    "hi": "नमस्ते दुनिया",
+    "ko": "안녕하세요 세계",
+    "vi": "Xin chào thế giới",
+    "fr": "Où êtes-vous, François ?",
+}
 PANGRAM = "The quick brown fox jumps over the lazy dog. Then it sleeps."
 HARD = (
     "777777777777",
@@ -86,6 +100,7 @@ def test_text_is_cut_between_sentences() -> None:
     assert cut("One. Two! Three?", 10) == ["One. Two!", "Three?"]
     assert cut("One.\nTwo", 100) == ["One. Two"]
     assert cut("long " * 100, 22) == ["long long long long"] * 25
+    assert cut("x" * 41, 40) == ["x" * 40, "x"]
     assert max(map(len, cut("x" * 5000))) == SENTENCES_LIMIT
 
 
@@ -117,7 +132,7 @@ def test_a_voice_file_comes_back_as_it_was_written() -> None:
     [b"", b"{}", b"[" * 60_000, b"[]", voice_config_json(ESPEAK).replace(b"espeak-ng", b"/bin/sh"),
      voice_config_json(FLITE).replace(b"16000", b"1"),
      voice_config_json(FLITE).replace(b'"default": "slt"', b'"default": "x"'),
-     voice_config_json(FLITE).replace(b'"rms"', b'"../../etc"'), b" " * 70_000],
+     voice_config_json(FLITE).replace(b'"rms"', b'"../../etc"'), voice_config_json(FLITE) + b" " * 70_000],
 )  # fmt: skip
 def test_a_bad_voice_file_is_refused(data: bytes) -> None:
     with pytest.raises(EncodingInvalid):
@@ -179,6 +194,17 @@ async def test_what_is_hard_to_say_stays_within_what_was_agreed(tmp_path: Path, 
             assert meter.units_of(SpeakRequest(text=text), sound) <= limit, text
 
 
+@needs_espeak
+async def test_a_language_in_a_voice_of_its_own_stays_within_what_was_agreed(tmp_path: Path) -> None:
+    meter = SpeakMeter(ESPEAK)
+    async with speaking(tmp_path, ESPEAK) as engine:
+        for voice, text in FOREIGN.items():
+            request = SpeakRequest(text=text, voice=voice)
+            sound, finish = await spoken(engine, text, voice=voice)
+            units = meter.units_of(request, sound)
+            assert finish == "stop" and 50 < units <= meter.units_out_limit(request, b"") - 300, voice
+
+
 @pytest.mark.parametrize("config", VOICES)
 async def test_hostile_texts_are_spoken_or_refused_and_the_next_is_spoken(tmp_path: Path, config: VoiceConfig) -> None:
     async with speaking(tmp_path, config) as engine:
@@ -208,6 +234,47 @@ async def test_pieces_come_while_it_speaks_and_progress_with_them(tmp_path: Path
         made = [item async for item in engine.make(job(SpeakRequest(text=f"{PANGRAM} " * 130)))]
     assert len([item for item in made if item.pieces]) > 3
     assert any(0 < item.progress < 100 for item in made)
+
+
+class Endless:
+    """A library that speaks for ever."""
+
+    engine = "endless"
+
+    def prepare(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
+    def speak(self, voice: str, speed: float, texts: Sequence[str], sink: Sink) -> None:
+        while True:
+            sink.put(bytes(320))
+
+
+class CancellingDesk:
+    """Hands out one task, and cancels it at the third beat."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.tasks, self.beats, self.said = task, [task], 0, []
+
+    def take(self, limit: int, wait_s: float = 0.0) -> list[Task]:
+        tasks, self.tasks = self.tasks, []
+        return tasks
+
+    def made(self, task: Task, pieces: Sequence[bytes] = (), *, progress: int = 0, finish: str = "") -> None:
+        self.said.append(finish)
+
+    def refuse(self, task: Task, error: OctoError) -> None:
+        self.said.append(error.code)
+
+    def beat(self) -> None:
+        self.beats += 1
+        self.task.cancelled = self.beats >= 3
+
+
+def test_a_cancelled_text_is_not_spoken_to_its_end() -> None:
+    desk = CancellingDesk(Task(1, SpeakRequest(text="x"), b"", 1_000_000))
+    SpeakRunner(FLITE, Endless()).run(desk)
+    assert desk.beats == 3
+    assert set(desk.said) <= {""}, "neither finished nor refused"
 
 
 @needs_espeak
