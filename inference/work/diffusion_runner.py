@@ -118,7 +118,7 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Diffu
     # PyTorch's compiler, which nobody uses here, wants a folder for its results as it is imported. This one is there,
     # and nobody may write in it.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-    # The hub's client imports trio where there is one, and trio looks for a C compiler, with files in /tmp.
+    # The hub's client imports trio where there is one, and trio looks for a C compiler, with temporary files.
     sys.modules["trio"] = None  # type: ignore[assignment]  # the documented way to have an import refused
     try:
         torch = importlib.import_module("torch")
