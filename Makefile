@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := .venv/bin
 
-.PHONY: help setup model demo chain-tools ipfs-tools vllm-tools media-tools test test-all lint bench artifacts slither docs lock clean
+.PHONY: help setup model demo chain-tools ipfs-tools vllm-tools media-tools test-tools test test-all lint bench artifacts slither docs lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,10 +33,13 @@ vllm-tools: setup ## vLLM in an environment of its own, for its tests and its fi
 media-tools: setup ## what speech and images need, for the tests with real models
 	@$(RUN)/python scripts/media_tools.py
 
-test: model chain-tools ## the tests (no heavy ones)
+test-tools: setup ## programs that some tests run for real, where they may be installed
+	@$(RUN)/python scripts/test_tools.py
+
+test: model chain-tools test-tools ## the tests (no heavy ones)
 	@$(RUN)/python -m pytest -m "not heavy" -n 2 --dist loadfile --durations=10
 
-test-all: model chain-tools ipfs-tools vllm-tools media-tools ## all tests, the heavy ones too
+test-all: model chain-tools test-tools ipfs-tools vllm-tools media-tools ## all tests, the heavy ones too
 	@$(RUN)/python -m pytest --durations=10
 
 lint: setup ## ruff, format, mypy --strict
