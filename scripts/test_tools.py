@@ -24,7 +24,6 @@ def missing() -> list[str]:
         "iproute2": shutil.which("ip") is not None,
         "espeak-ng": shutil.which("espeak-ng") is not None and ctypes.util.find_library("espeak-ng") is not None,
         "flite": ctypes.util.find_library("flite") is not None,
-        "nginx-light": shutil.which("nginx") is not None,
     }
     return [package for package, there in needs.items() if not there]
 
