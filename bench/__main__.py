@@ -11,7 +11,18 @@ import traceback
 
 from bench.rows import Row, print_table, write_rows
 
-BENCHMARKS = ("engine", "sharing", "path", "receipts", "money", "node", "adding", "pulling", "embeddings", "quantisation")
+BENCHMARKS = (
+    "engine",
+    "sharing",
+    "path",
+    "receipts",
+    "money",
+    "node",
+    "adding",
+    "pulling",
+    "embeddings",
+    "quantisation",
+)
 """Modules of this package with a `run() -> list[dict]`."""
 
 

@@ -90,7 +90,6 @@ class TokenTaking:
         text = self._text.finish()
         return (Delta(text=text, tokens=0),) if text else ()
 
-
     def _check_cut(self, tokens: Sequence[int]) -> None:
         before = (*(() if self._last is None else (self._last,)), *tokens[:-1])
         if not all(self._tokenizer.may_precede(token) for token in before):
