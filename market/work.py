@@ -174,8 +174,8 @@ def work_of(request: WorkRequest) -> Work:
 def input_digest(salt: bytes, request: bytes, blob: bytes) -> bytes:
     """Salted hash of what is worked on: it binds the receipt to it without leaking a short one."""
     parts = hashlib.sha256(request).digest() + hashlib.sha256(blob).digest()
-    return hashlib.sha256(b"octo/work/1" + salt + parts).digest()
+    return hashlib.sha256(b"octo/piecework/1" + salt + parts).digest()
 
 
-NO_SAMPLING = hashlib.sha256(b"octo/work/no-sampling/1").digest()
+NO_SAMPLING = hashlib.sha256(b"octo/piecework/no-sampling/1").digest()
 """Where a receipt of a chat names its sampling: what is not drawn token by token has its seed in the request."""

@@ -31,7 +31,7 @@ HOSTS = re.compile(
 MACHINE_PATHS = re.compile(r"(?<![\w.~$)}>/-])/(?:" + "|".join(("wo" + "rk", "ro" + "ot", "tm" + "p")) + r")/\w")
 LEFT_OPEN = re.compile(
     r"\b(?:"
-    + "|".join(("TO" + "DO", "FIX" + "ME", "raise NotImplemented" + "Error", "x" + "fail", r"mock\." + "patch"))
+    + "|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error", "x" + "fail", r"mock\." + "patch"))
     + r")\b"
 )
 

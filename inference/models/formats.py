@@ -114,7 +114,13 @@ def _is_torch_archive(file: IO[bytes], name: str) -> bool:
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:
             pickled = any(member.endswith(".pkl") for member in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError, NotImplementedError, struct.error):
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        OSError,
+        RuntimeError,
+        struct.error,
+    ):  # RuntimeError: a way of packing it lacks
         raise ModelFileInvalid(f"{name} is a torn or oversized zip archive.") from None
     if not pickled:
         raise ModelFileInvalid(f"{name} is a zip archive that holds no model.")

@@ -162,7 +162,7 @@ def _unpack(wheel: Path, member: str, target: Path, limit_bytes: int) -> tuple[s
                 digest.update(piece)
                 with disk_errors(limit_bytes - written):
                     file.write(piece)
-    except (KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (KeyError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise BlockInvalid(f"The wheel has no such member as {member}, or it cannot be read.") from None
     _log.info("wheel_unpacked", member=member, bytes=written, sha256=digest.hexdigest())
     return digest.hexdigest(), written
