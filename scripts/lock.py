@@ -21,7 +21,7 @@ def _extras(*names: str) -> list[str]:
 def main() -> int:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
     for arguments in (
-        ["pyproject.toml", *_extras("dev", "bench", "devnet"), "--output-file", "requirements/lock.txt"],
+        ["pyproject.toml", *_extras("dev", "bench", "devnet", "onnx"), "--output-file", "requirements/lock.txt"],
         ["requirements/build.in", "--constraint", "requirements/lock.txt", "--output-file", "requirements/build.txt"],
     ):
         subprocess.run([str(ROOT / ".venv/bin/uv"), *_COMPILE, *arguments], cwd=ROOT, env=env, check=True)
