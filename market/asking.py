@@ -18,7 +18,7 @@ from market.work import NO_SAMPLING, Work, WorkRequest, WorkTask, input_digest, 
 
 class Ask(Protocol):
     """`tokens_in` and `max_tokens` are units where the work is no text; `prompt` and `sampling` are the digests that
-    quote and receipt name."""
+    quote and receipt name; `features` are those that the engine must have (`market.ports.EngineInfo`)."""
 
     work: Work
     model: str
@@ -30,6 +30,7 @@ class Ask(Protocol):
     privacy: Privacy
     salt: bytes
     cache: CacheKey | None
+    features: frozenset[str]
 
     def prompt_under(self, salt: bytes) -> bytes:
         """The prompt's digest under another salt."""
@@ -56,6 +57,7 @@ class TextAsk:
         self.privacy = task.privacy
         self.salt = task.salt
         self.cache = cache
+        self.features = features_of(task)
         self._task = task
         self._ids = prompt
         self._tokenizer = tokenizer
@@ -70,8 +72,15 @@ class TextAsk:
         return TokenTaking(peer, self._tokenizer, self._task.stop, logprobs=self._task.logprobs is not None)
 
 
+def features_of(task: ChatTask) -> frozenset[str]:
+    """What a text asks of an engine beyond the plain."""
+    wanted = {"grammar": task.grammar, "logprobs": task.logprobs is not None, "bias": task.sampling.logit_bias}
+    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+
+
 class WorkAsk:
     sampling = NO_SAMPLING
+    features: frozenset[str] = frozenset()
 
     def __init__(
         self,

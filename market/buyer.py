@@ -331,6 +331,7 @@ class Buyer:
         needs = Needs(
             task=task_id,
             work=ask.work,
+            features=ask.features,
             model=ask.model,
             tokens_in=ask.tokens_in,
             max_tokens=ask.max_tokens,

@@ -20,6 +20,7 @@ _SIGNING_CONTEXT = b"octo/offer/1\0"
 
 Cid = Annotated[str, Field(max_length=128)]
 Multiaddr = Annotated[str, Field(max_length=256)]
+Feature = Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class Tier(Word):
@@ -35,6 +36,7 @@ class ModelOffer:
 
     `mode_percent` is the share of the price that each of `modes` costs, in their order; 100 where it says nothing.
     `cached_percent` is the share of that which an answer from the provider's cache costs; 100: it keeps none.
+    `features` is what the engine heeds of a task beyond the plain: `market.ports.EngineInfo.features`.
     """
 
     model: Cid
@@ -49,6 +51,7 @@ class ModelOffer:
     works: Annotated[tuple[Work, ...], Field(min_length=1, max_length=8)] = (Work.CHAT,)
     mode_percent: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=8)] = ()
     cached_percent: Annotated[int, Field(ge=0, le=100)] = 100
+    features: Annotated[tuple[Feature, ...], Field(max_length=16)] = ()
 
     @property
     def keeps_answers(self) -> bool:

@@ -84,7 +84,7 @@ class Generated:
 class EngineInfo:
     """`name` is the engine class that a replay needs, like `llama.cpp/0.3.36/cpu-avx512/q4_0`.
     `context` is tokens per slot. `features` says what of a Job it heeds beyond the plain: "prefix", "logprobs",
-    "grammar", "preempt"; one that lacks a feature refuses jobs that cannot do without it."""
+    "grammar", "bias" (of tokens), "preempt"; one that lacks a feature refuses jobs that cannot do without it."""
 
     name: str
     context: int

@@ -18,10 +18,17 @@ from market.values import value
 from market.work import Work
 
 
+_LACKS: Mapping[str, str] = {
+    "bias": "biases no tokens (logit_bias)",
+    "grammar": "keeps no answer to a schema (response_format, tools)",
+    "logprobs": "gives no log probabilities",
+}
+
+
 @value
 class Needs:
     """What a task needs of a provider. `own` are the peers that may see `private` prompts; `unvetted` maps
-    peers that may see `public` ones only to the reason (no stake, say)."""
+    peers that may see `public` ones only to the reason (no stake, say). `features` must be the engine's."""
 
     task: TaskId
     model: str
@@ -32,6 +39,7 @@ class Needs:
     rail: str
     own: frozenset[str]
     work: Work = Work.CHAT
+    features: frozenset[str] = frozenset()
     unvetted: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -130,6 +138,8 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
         return f"does not {needs.work} with this model"
     if needs.mode not in model.modes:
         return f"does not serve {needs.mode} mode"
+    if lacking := sorted(needs.features.difference(model.features)):
+        return f"its engine {' and '.join(_LACKS.get(feature, f'has no {feature}') for feature in lacking)}"
     if needs.rail not in offer.rails:
         return f"is paid over {', '.join(offer.rails) or 'nothing'}, not {needs.rail}"
     room = needs.tokens_in + (needs.max_tokens if needs.work is Work.CHAT else 0)  # only a chat shares one context

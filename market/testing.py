@@ -109,7 +109,10 @@ class ByteTokenizer:
 
 
 class ScriptedEngine:
-    """Says `text`, one byte a token, `delay_s` apart; then ends. Fails with `failure` after `fail_after` tokens."""
+    """Says `text`, one byte a token, `delay_s` apart; then ends. Fails with `failure` after `fail_after` tokens.
+
+    `features` it claims, and then heeds as little as the others: whoever wants more wraps it.
+    """
 
     def __init__(
         self,
@@ -119,8 +122,9 @@ class ScriptedEngine:
         context: int = 2048,
         fail_after: int | None = None,
         failure: Exception | None = None,
+        features: frozenset[str] = frozenset(),
     ) -> None:
-        self.info = EngineInfo(name="scripted/1", context=context, slots=4)
+        self.info = EngineInfo(name="scripted/1", context=context, slots=4, features=features)
         self.generated = 0
         self.running = 0
         self.last_generated_s = 0.0
@@ -132,8 +136,9 @@ class ScriptedEngine:
     async def generate(self, job: Job) -> AsyncGenerator[Generated]:
         if len(job.prompt) + 1 > self.info.context:
             raise RequestInvalid("the prompt does not fit.")
-        if job.logprobs is not None or job.grammar:
-            raise RequestInvalid("a script has neither log probabilities nor grammars.")
+        wanted = {"logprobs": job.logprobs is not None, "grammar": bool(job.grammar)}
+        if any(asked and feature not in self.info.features for feature, asked in wanted.items()):
+            raise RequestInvalid("this script has neither log probabilities nor grammars.")
         self.running += 1
         loop = asyncio.get_running_loop()
         try:

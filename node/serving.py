@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -36,11 +35,12 @@ from market.parts import Served, ServedWork, Serving
 from market.ports import Engine, EngineInfo, Meter, Tokenizer
 from market.task import ChatMessage, Mode
 from market.work import Work
-from node.measurements import known_speed, remembered, tuned
+from node.measurements import SLOTS_A_THREAD, known_speed, remembered, setup_for
+from node.serving_vllm import open_vllm, vllm_fits
 from node.settings import Settings, Share
 
 ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX, EngineKind.SPEECH, EngineKind.DIFFUSION)
-"""In the order in which they are tried."""
+"""In the order in which they are tried; vLLM, which the settings must name, comes after them."""
 
 
 @asynccontextmanager
@@ -51,50 +51,52 @@ async def open_serving(
 
     The files are held while it runs. Raises NodeMisconfigured with what would fit, EngineFailed, ContentError.
     """
-    kind = EngineKind.LLAMA_CPP if engine is not None else choose_engine(manifest)
+    kind = EngineKind.LLAMA_CPP if engine is not None else choose_engine(manifest, settings)
     async with AsyncExitStack() as stack:
         for file in manifest.files:
             stack.enter_context(store.using(file.cid))
-        if kind is not EngineKind.LLAMA_CPP:
+        if kind not in (EngineKind.LLAMA_CPP, EngineKind.VLLM):
             meter = await _meter(store, manifest)
             worker = await stack.enter_async_context(
-                _open_worker(kind, await model_folder(store, manifest), manifest, meter, settings.engine.threads)
+                _open_worker(kind, await model_folder(store, manifest), manifest, meter, settings.engine.threads or 1)
             )
             offer = _offer(
                 model,
                 manifest,
                 settings,
-                engine=worker.info.name,
-                context=worker.info.context,
+                engine=worker.info,
                 works=tuple(sorted(worker.works)),
             )
             yield ServedWork(offer, worker, meter)
             return
         tokenizer = await open_tokenizer(store, manifest)
         speed = None
-        if engine is None:
+        if kind is EngineKind.VLLM:
+            engine = await stack.enter_async_context(open_vllm(manifest, store=store, settings=settings))
+        elif engine is None:
             hardware = await asyncio.to_thread(detect_hardware)
             measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
-            wanted = tuned(settings.engine, measured)
-            speed = known_speed(wanted, measured, cores=hardware.cores)
+            setup = setup_for(settings.engine, measured, model=model, cores=hardware.cores)
+            speed = known_speed(setup, measured)
             engine = await stack.enter_async_context(
                 open_llama_engine(
                     await weights_path(store, manifest),
-                    workers=wanted.workers or len(os.sched_getaffinity(0)),
-                    threads=wanted.threads,
-                    slots=wanted.slots,
-                    context=min(wanted.context, manifest.context or wanted.context),
+                    workers=setup.workers,
+                    threads=setup.threads,
+                    slots=setup.slots,
+                    context=min(settings.engine.context, manifest.context or settings.engine.context),
                 )
             )
         speed = speed if speed is not None else await measure_speed(engine)
-        offer = _offer(model, manifest, settings, engine=engine.info.name, context=engine.info.context, speed=speed)
+        offer = _offer(model, manifest, settings, engine=engine.info, speed=speed)
         yield Served(offer, engine, tokenizer)
 
 
-def choose_engine(manifest: Manifest) -> EngineKind:
+def choose_engine(manifest: Manifest, settings: Settings) -> EngineKind:
     """The first that can run it here. Raises NodeMisconfigured with every engine's reason."""
-    fits = compatibility(manifest, here=machine_of(detect_hardware()), engines=ENGINES)
-    here = [fit for fit in fits if fit.tier == HERE]
+    machine = machine_of(detect_hardware())
+    fits = compatibility(manifest, here=machine, engines=ENGINES)
+    here = [*(fit for fit in fits if fit.tier == HERE), vllm_fits(manifest, settings.vllm, machine)]
     for fit in here:
         if fit.ok:
             return fit.engine
@@ -125,10 +127,8 @@ async def open_reader(store: Store, manifest: Manifest) -> Reader:
 
 
 @asynccontextmanager
-async def open_shared(
-    share: Share, *, store: Store, settings: Settings, wallet: WalletSigner
-) -> AsyncIterator[tuple[Served, bool]]:
-    """A model that a server behind `share.url` runs, offered as our own; and whether its prompts leave this host.
+async def open_shared(share: Share, *, store: Store, settings: Settings, wallet: WalletSigner) -> AsyncIterator[Served]:
+    """A model that a server behind `share.url` runs, offered as our own.
 
     Its manifest names no weights: nobody here can say what they are, and receipts say so. Raises NodeMisconfigured,
     EngineFailed.
@@ -138,15 +138,15 @@ async def open_shared(
         str(share.url),
         model=share.model,
         key=key.get_secret_value if key is not None else None,
-        slots=settings.engine.slots,
+        slots=settings.engine.slots or SLOTS_A_THREAD,
         forwards=share.forwards,
     ) as engine:
         model, manifest = await _publish_remote(store, share.model, engine.info, wallet)
         speed = await measure_speed(
             engine, PlainTokenizer().render((ChatMessage(role="user", content="Count to 20."),))
         )
-        offer = _offer(model, manifest, settings, engine=engine.info.name, context=engine.info.context, speed=speed)
-        yield Served(offer, engine, PlainTokenizer()), engine.leaves_host
+        offer = _offer(model, manifest, settings, engine=engine.info, speed=speed)
+        yield Served(offer, engine, PlainTokenizer())
 
 
 async def _publish_remote(store: Store, name: str, info: EngineInfo, wallet: WalletSigner) -> tuple[str, Manifest]:
@@ -201,8 +201,7 @@ def _offer(
     manifest: Manifest,
     settings: Settings,
     *,
-    engine: str,
-    context: int,
+    engine: EngineInfo,
     speed: float = 0.0,
     works: tuple[Work, ...] = (Work.CHAT,),
 ) -> ModelOffer:
@@ -210,15 +209,16 @@ def _offer(
         model=model,
         weights=manifest.cited.cid,
         name=manifest.name,
-        context=context,
+        context=engine.context,
         price_in=settings.prices.input,
         price_out=settings.prices.output,
         modes=(Mode.REALTIME, Mode.BATCH, Mode.ASYNC),
         mode_percent=(100, settings.prices.batch_percent, settings.prices.async_percent),
         cached_percent=settings.prices.cached_percent if settings.engine.response_cache else 100,
-        engine=engine,
+        engine=engine.name,
         tokens_per_s=int(speed),
         works=works,
+        features=tuple(sorted(engine.features)),
     )
 
 

@@ -148,7 +148,7 @@ class Tokens:
     so servers that we start have none."""
 
     path = "completions"
-    features = frozenset({"logprobs", "grammar"})
+    features = frozenset({"logprobs", "grammar", "bias"})
 
     def __init__(self, model: str, vocabulary: int) -> None:
         self._model = model

@@ -70,6 +70,7 @@ class ShopSeller:
             engine=engine.info.name,
             tokens_per_s=100,
             works=tuple(engine.works) if meter else (Work.CHAT,),
+            features=tuple(sorted(engine.info.features)),
         )
         self.offer = replace(self.offer, **offered)
         self.cache = cache

@@ -95,7 +95,7 @@ async def test_stops_limits_and_logprobs_are_told_as_they_were(shop, order, text
                 told = told if job.logprobs is not None else ()
                 yield replace(generated, logprobs=told)
 
-    bob, alice = keeper(shop, engine=Telling()), shop.buyer()
+    bob, alice = keeper(shop, engine=Telling(features=frozenset({"logprobs"}))), shop.buyer()
     answers = []
     for _ in range(2):
         async with alice.buyer.buy(make_order(**PUBLIC, **order)) as purchase:

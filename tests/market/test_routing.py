@@ -107,6 +107,23 @@ def test_who_cannot_serve_is_told_why(words: Any, changes: dict[str, Any], reaso
     assert choice.because == "nobody can serve it"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"logprobs"}, "its engine gives no log probabilities"),
+        ({"grammar", "prefix"}, "its engine keeps no answer to a schema (response_format, tools)"),
+        ({"bias", "logprobs"}, "its engine biases no tokens (logit_bias) and gives no log probabilities"),
+        ({"telepathy"}, "its engine has no telepathy"),
+    ],
+)
+def test_an_engine_that_lacks_what_the_task_asks_is_told_why(words: Any, wanted: set[str], reason: str) -> None:
+    asked = needs(words, features=frozenset(wanted))
+    plain = offer(words, "plain", model={"features": ("prefix",), "price_out": 1})
+    able = offer(words, "able", model={"features": ("prefix", *sorted(wanted))})
+    choice = choose(asked, [plain, able], {}, Cheapest())
+    assert (order(choice), choice.refused) == (["able"], {"plain": reason})
+
+
 def test_a_context_that_just_fits_is_enough(words: Any) -> None:
     assert order(choose(needs(words), [offer(words, "peer", model={"context": 300})], {}, Cheapest())) == ["peer"]
 
