@@ -17,7 +17,6 @@ from market.task import Mode, Privacy, TaskId
 from market.values import value
 from market.work import Work
 
-
 _LACKS: Mapping[str, str] = {
     "bias": "biases no tokens (logit_bias)",
     "grammar": "keeps no answer to a schema (response_format, tools)",
