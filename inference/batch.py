@@ -30,8 +30,6 @@ class Row(NamedTuple):
 
 
 class Context(Protocol):
-    lanes: int
-    """Sequences it has: the slots, and one more to pad with if there are several threads."""
     threads: int
     size: int
     """Tokens a sequence can hold."""
@@ -118,8 +116,9 @@ class Batch:
         self._grammars = grammars
         self._schedule = Schedule(slots=slots, window=window)
         self._prefixes = Prefixes(slots)
+        self._slots = slots
         self._running: dict[int, _Running] = {}
-        self._held = [0] * context.lanes
+        self._held = [0] * slots
         """Positions filled in each sequence: where a padding row goes."""
 
     def __len__(self) -> int:
@@ -184,44 +183,34 @@ class Batch:
         self._keep(step.slot, tokens)
         self._prefixes.fill(step.slot, tokens)
         running.cached = tokens
-        return self._schedule.skip(step.job, tokens)
+        return self._schedule.skip(step, tokens)
 
     def _prefill(self, step: Prefill) -> list[Emission]:
         tokens = self._running[step.job].rows
         final = step.stop - 1 if step.last else -1
         rows = [Row(step.slot, tokens[at], at, at == final) for at in range(step.start, step.stop)]
-        padded = []
-        if len(rows) == 1 and self._context.threads > 1:  # a lone row: see `layout`
-            padded = [step.slot + 1 if step.slot + 1 < self._context.lanes else step.slot - 1]
-            rows = sorted([*rows, self._padding(padded[0])])
-        logits = self._call(rows, padded)
+        logits = self._context.decode(rows)
         self._held[step.slot] = step.stop
         self._prefixes.fill(step.slot, step.stop)
         return [self._emit(self._schedule.seat(step.job), logits[0])] if step.last else []
 
     def _decode(self, jobs: Sequence[int]) -> list[Emission]:
         seats = {seat.slot: seat for seat in map(self._schedule.seat, jobs)}
-        order = layout(list(seats), slots=self._context.lanes, threads=self._context.threads)
+        order = layout(list(seats), slots=self._slots, threads=self._context.threads)
         rows = [
             Row(slot, self._running[seats[slot].job].last, self._held[slot], True)
             if slot in seats
-            else self._padding(slot)
+            else Row(slot, 0, self._held[slot], False)
             for slot in order
         ]
-        logits = self._call(rows, [slot for slot in order if slot not in seats])
+        logits = self._context.decode(rows)
+        for slot in order:
+            if slot not in seats:
+                self._context.forget(slot, self._held[slot])
         decoded = [seats[slot] for slot in order if slot in seats]
         for seat in decoded:
             self._held[seat.slot] += 1
         return [self._emit(seat, row) for seat, row in zip(decoded, logits, strict=True)]
-
-    def _padding(self, slot: int) -> Row:
-        return Row(slot, 0, self._held[slot], wanted=False)
-
-    def _call(self, rows: Sequence[Row], padded: Sequence[int]) -> list[Logits]:
-        logits = self._context.decode(rows)
-        for slot in padded:
-            self._context.forget(slot, self._held[slot])
-        return logits
 
     def _emit(self, seat: Seat, logits: Logits) -> Emission:
         running = self._running[seat.job]

@@ -130,8 +130,7 @@ def _surprises(context: Any, tokens: Sequence[int]) -> Iterable[float]:
 
     for start in range(0, len(tokens) - 1, CHUNK):
         rows = [Row(0, tokens[at], at, wanted=True) for at in range(start, min(start + CHUNK, len(tokens) - 1))]
-        padded = [Row(1, 0, 0, wanted=False)] if len(rows) == 1 and context.threads > 1 else []
-        for at, logits in enumerate(context.decode([*rows, *padded]), start + 1):
+        for at, logits in enumerate(context.decode(rows), start + 1):
             exact = logits.astype(np.float64)
             top = float(exact.max())
             yield top + math.log(float(np.exp(exact - top).sum())) - float(exact[tokens[at]])

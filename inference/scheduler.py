@@ -19,7 +19,7 @@ CHUNK: Final = 64
 REPLAY: Final = 63
 """Rows of generated tokens in one call when a job is resumed."""
 SLOTS_LIMIT: Final = 60
-"""A call of 64 or more rows takes another attention path, and 4 rows may be padding."""
+"""A call of 64 or more rows takes another attention path, and 3 rows may be padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Seat:
 class Schedule:
     """Which of the jobs in the batch does what next.
 
-    While tokens flow, prefill and decode alternate, so a newcomer costs a running stream at most one
-    chunk (76 ms for the default model) between two tokens. Prompts take turns chunk by chunk, those of
+    While tokens flow, at most one chunk's worth of rows is prefilled between two decode calls (35 ms for the
+    default model on two cores), of one prompt or of several short ones. Prompts take turns chunk by chunk, those of
     a lower priority number first: a short prompt never waits for all of a long one. A prompt that is more
-    urgent than everything that decodes does not alternate.
+    urgent than everything that decodes does not wait for decode calls.
     """
 
     def __init__(self, *, slots: int, window: int) -> None:
@@ -73,7 +73,8 @@ class Schedule:
         self._free = set(range(slots))
         self._seats: dict[int, Seat] = {}
         self._turn = 0
-        self._prefilled_last = False
+        self._prefilled = 0
+        """Rows since the last decode call."""
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -111,9 +112,10 @@ class Schedule:
         if ahead.priority <= seat.priority:
             seat.leader, seat.behind = leader, rows
 
-    def skip(self, job: int, filled: int) -> Prefill:
-        """The prefill step instead of the one just given, now that `filled` rows are there from elsewhere."""
-        seat = self._seats[job]
+    def skip(self, step: Prefill, filled: int) -> Prefill:
+        """The prefill step instead of `step`, just given, now that `filled` rows are there from elsewhere."""
+        self._prefilled -= step.stop - step.start
+        seat = self._seats[step.job]
         seat.filled = filled
         return self._chunk(seat)
 
@@ -127,21 +129,25 @@ class Schedule:
         """None when nothing can run: no jobs, or every consumer is a whole window behind."""
         pending = min(filter(self._pends, self._seats.values()), key=_urgency, default=None)
         flowing = [seat for seat in self._seats.values() if self._flows(seat)]
-        yields = self._prefilled_last and (pending is None or any(s.priority <= pending.priority for s in flowing))
-        if pending is None or (flowing and yields):
-            self._prefilled_last = False
+        if pending is None or self._yields(pending, flowing):
+            self._prefilled = 0
             return Decode(tuple(seat.job for seat in sorted(flowing, key=_slot))) if flowing else None
-        self._prefilled_last = True
         pending.turn = self._next_turn()
         return self._chunk(pending)
 
     def can_step(self) -> bool:
         return any(seat.filled < seat.total or self._flows(seat) for seat in self._seats.values())
 
+    def _yields(self, pending: Seat, flowing: Sequence[Seat]) -> bool:
+        """Whether who decodes goes before `pending`."""
+        if not any(seat.priority <= pending.priority for seat in flowing):
+            return False
+        return self._prefilled > 0 and self._prefilled + _chunk_end(pending) - pending.filled > CHUNK
+
     def _chunk(self, seat: Seat) -> Prefill:
-        start = seat.filled
-        stop = min(start + CHUNK, seat.prompt) if start < seat.prompt else min(start + REPLAY, seat.total)
+        start, stop = seat.filled, _chunk_end(seat)
         seat.filled = stop
+        self._prefilled += stop - start
         return Prefill(seat.job, seat.slot, start, stop, last=stop == seat.total)
 
     def _pends(self, seat: Seat) -> bool:
@@ -154,6 +160,11 @@ class Schedule:
     def _next_turn(self) -> int:
         self._turn += 1
         return self._turn
+
+
+def _chunk_end(seat: Seat) -> int:
+    start = seat.filled
+    return min(start + CHUNK, seat.prompt) if start < seat.prompt else min(start + REPLAY, seat.total)
 
 
 def _urgency(seat: Seat) -> tuple[int, int]:
@@ -169,23 +180,32 @@ def layout(active: Sequence[int], *, slots: int, threads: int) -> tuple[int, ...
 
     llama.cpp computes rows together only while their sequence numbers rise by one; a gap splits the call
     in two, each of which reads all weights. So gaps are filled with rows whose result nobody reads and
-    whose key and value are dropped afterwards. Measured on the default model, one thread, ms a call:
-    1 row 3.9, 2 10.0, 3 13.9, 4 12.8, 7 24.7, 8 18.9, 15 38.5, 16 24.3: its kernels want multiples of
-    four, and few rows go faster one by one (which a falling order brings about).
-    With several threads a lone row takes a path that splits the context over threads and gives other
-    bits (1 of 51 equal at 400 tokens), so there at least two rows go together. All of these shapes
-    were compared and give the same bits.
+    whose key and value are dropped afterwards. Its kernels want multiples of four, and few rows go faster
+    one by one, which a falling order brings about (one thread computes those, see `inference.llama`).
+    Measured on the default model, ms a call, with one thread and with two:
+
+        rows      1    2     3     4     7     8    12    15    16    24
+        one     5.2  11.8  16.0  15.4  30.3  22.0  28.6  43.0  28.6  42.7
+        two     5.2   7.8   9.9   9.7  17.4  13.0  16.6  24.3  16.8  24.6
+
+    All of these shapes were compared and give the same bits.
     """
     low, high = active[0], active[-1]
     rows = high - low + 1
-    if threads == 1 and len(active) <= _worth(rows):
+    if len(active) <= _worth(rows, threads):
         return tuple(reversed(active))
-    rows = max(rows, 2) if rows <= 2 else -(-rows // 4) * 4
+    rows = 2 if rows == 2 else -(-rows // 4) * 4
     stop = min(low + rows, slots)
     start = min(low, max(0, stop - rows))
     return tuple(range(start, stop))
 
 
-def _worth(rows: int) -> float:
+def lone(slots: Sequence[int]) -> bool:
+    """Whether rows of these slots, in this order, are computed one by one."""
+    return len(slots) == 1 or slots[0] > slots[-1]
+
+
+def _worth(rows: int, threads: int) -> float:
     """How many lone rows cost as much as one call of `rows`, fitted to the figures above."""
-    return 2.2 + 0.3 * (-(-rows // 4) * 4)
+    fours = -(-rows // 4) * 4
+    return 2.2 + 0.3 * fours if threads == 1 else 1.2 + 0.155 * fours

@@ -22,7 +22,7 @@ from inference.models.manifest import Format, Manifest
 from inference.models.store import Store
 from inference.tuning import Setup, Tuning, tune
 from market.errors import RequestInvalid
-from node.measurements import Entry, engine_version, hardware_words, key_of, remembered, save_entry
+from node.measurements import Entry, engine_version, hardware_words, key_of, remembered, save_entry, setup_for
 from node.settings import Settings
 
 log = structlog.get_logger()
@@ -48,8 +48,7 @@ async def bench_hardware(
     manifest = await model_of(store, model)
     _check(manifest)
     known = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
-    engine = settings.engine
-    setup = Setup(model=model, workers=engine.workers or hardware.cores, threads=engine.threads, slots=engine.slots)
+    setup = setup_for(settings.engine, None, model=model, cores=hardware.cores)
     best = known.tuned if known is not None else None
     tuning = None
     if tune_s is not None:

@@ -133,15 +133,37 @@ class Mesh(_Section):
 
 
 class EngineSettings(_Section):
-    """`workers` processes (none: one a core) of `threads` threads; each serves `slots` tasks of `context` tokens.
+    """`workers` processes of `threads` threads; each serves `slots` tasks of `context` tokens. Without them: what
+    `bench hardware --tune` found, else all cores by twos, with eight slots a thread.
     `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
 
     workers: Annotated[int, Field(ge=1, le=256)] | None = None
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    slots: Annotated[int, Field(ge=1, le=256)] = 8
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    slots: Annotated[int, Field(ge=1, le=256)] | None = None
     context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
     response_cache: OptionalBytes = 0
     response_cache_ttl_s: Annotated[float, Field(ge=1, le=365 * 24 * 3600)] = 24 * 3600.0
+
+
+class VllmSettings(_Section):
+    """vLLM for text models in safetensors. `python`: that of the environment where it is installed; none: vLLM is not
+    used. `slots` tasks run at once, each with `max_model_len` tokens (none: `engine.context`). `memory`: for keys and
+    values, of each device; none: 1 GiB on processors, on cards what vLLM finds free. `tensor_parallel`,
+    `pipeline_parallel`: over how many devices each layer, and the layers, are split; `ray`: the address of a Ray
+    cluster whose machines these may be on (only public prompts are then taken). `devices`: the cards to use.
+    `arguments`: more for its command line, from a list of those that are safe. It has `start_s` to come up."""
+
+    python: Annotated[Path, AfterValidator(_whole_path)] | None = None
+    slots: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_model_len: Annotated[int, Field(ge=128, le=1 << 24)] | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    memory: Bytes | None = None
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    pipeline_parallel: Annotated[int, Field(ge=1, le=1024)] = 1
+    ray: Annotated[str, StringConstraints(max_length=260, pattern=r"^\S*$")] = ""
+    devices: Words = ()
+    arguments: Words = ()
+    start_s: Annotated[float, Field(ge=10, le=24 * 3600)] = 900.0
 
 
 class Share(_Section):
@@ -240,6 +262,7 @@ class Settings(BaseSettings):
     mesh: Mesh = Mesh()
     models: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    vllm: VllmSettings = VllmSettings()
     share: Share = Share()
     prices: Prices = Prices()
     payment: Payment = Payment()

@@ -38,7 +38,7 @@ _STAKE_S = 5.0
 @click.option("--share-model", metavar="NAME", help="The model's name at that server.")
 @click.option("--price-in", metavar="OCTO", help="What a million prompt tokens cost here.")
 @click.option("--price-out", metavar="OCTO", help="What a million generated tokens cost here.")
-@click.option("--workers", type=int, help="Engine processes (default: one a core).")
+@click.option("--workers", type=int, help="Engine processes (default: one for every two cores).")
 @click.option("--port", type=int, help="Port of the private API on this machine (default 8080; 0 takes any).")
 @click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where the mesh listens; may be given again.")
 @click.option("--network", metavar="NAME", help="The network to be on; others are ignored.")

@@ -16,9 +16,9 @@ VOCABULARY = 50
 class ArithmeticContext:
     """The next token is a function of all tokens of the sequence so far. Checks what llama.cpp would check."""
 
-    def __init__(self, lanes: int, *, threads: int = 1, size: int = 4096) -> None:
-        self.lanes, self.threads, self.size = lanes, threads, size
-        self.held: list[list[int]] = [[] for _ in range(lanes)]
+    def __init__(self, slots: int, *, threads: int = 1, size: int = 4096) -> None:
+        self.threads, self.size = threads, size
+        self.held: list[list[int]] = [[] for _ in range(slots)]
         self.calls: list[list[Row]] = []
         self.copies: list[tuple[int, int]] = []
         self.poisoned: set[int] = set()

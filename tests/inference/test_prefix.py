@@ -16,7 +16,7 @@ SCOPE, OTHER = scope_key("one client"), scope_key("another")
 
 
 def batch_of(slots: int, *, threads: int = 1, window: int = 256) -> tuple[Batch, ArithmeticContext]:
-    context = ArithmeticContext(slots + threads - 1, threads=threads)
+    context = ArithmeticContext(slots, threads=threads)
     return Batch(context, slots=slots, window=window), context
 
 

@@ -71,11 +71,12 @@ def logits_of(context: Recorded, batch: Batch, work: Work, company: list[Work] =
     raise AssertionError("the job's logits were not seen")
 
 
-def test_logits_are_bit_equal_under_load_batching_prefix_cache_and_resumption(default_model):
-    """With one thread; test_llama_engine compares the tokens of two with those of one."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_logits_are_bit_equal_under_load_batching_prefix_cache_and_resumption(default_model, threads):
+    """To those of one thread."""
     from inference.llama import LlamaContext
 
-    context = Recorded(LlamaContext(default_model, slots=4, size=512, threads=1, memory_bytes=4 << 30))
+    context = Recorded(LlamaContext(default_model, slots=4, size=512, threads=threads, memory_bytes=4 << 30))
     batch = Batch(context, slots=4, window=64)
     prompt = prompt_of(330)
     fresh = plain_logits(default_model, prompt, 24)

@@ -17,7 +17,7 @@ from inference.models.store import Store
 from market.errors import RequestInvalid
 from market.signing import Secp256k1Signer
 from node.benching import bench_hardware, formats_of
-from node.measurements import load_entries, tuned
+from node.measurements import load_entries, setup_for
 from node.settings import EngineSettings, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ async def test_the_figures_are_kept_and_the_tuners_choice_too(store, tmp_path):
     assert entry.engine.endswith("/q4_0")
     assert (tuning.best.workers, tuning.best.slots, tuning.trials) == (1, 1, ())
     assert entry.tuned == tuning.best == entry.setup
-    assert tuned(EngineSettings(), entry).workers == 1
+    assert setup_for(EngineSettings(), entry, model=entry.model, cores=8).workers == 1
     assert "measuring" in heard
 
 

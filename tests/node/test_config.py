@@ -85,7 +85,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(tmp_path, monkeyp
     assert told["limits.requests"] == ("3", str(file))
     assert told["network"] == ("octo", "default")
     assert told["prices.input"] == ("0.1 OCTO", "default")
-    assert told["engine.threads"] == ("1", "default")
+    assert told["engine.context"] == ("2048", "default")
 
 
 def test_explain_tells_every_setting():

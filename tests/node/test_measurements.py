@@ -22,7 +22,7 @@ from node.measurements import (
     load_entries,
     remembered,
     save_entry,
-    tuned,
+    setup_for,
 )
 from node.settings import EngineSettings
 
@@ -112,18 +112,39 @@ def test_the_oldest_go_first(tmp_path):
 
 
 def test_a_start_takes_what_was_tuned_unless_the_settings_name_any_of_it():
-    plain = EngineSettings()
-    took = tuned(plain, entry())
-    assert (took.workers, took.threads, took.slots, took.context) == (2, 2, 16, plain.context)
-    assert tuned(EngineSettings(context=512), entry()).workers == 2
+    took = setup_for(EngineSettings(context=512), entry(), model="m", cores=4)
+    assert (took.workers, took.threads, took.slots) == (2, 2, 16)
     for named in ({"workers": 1}, {"threads": 1}, {"slots": 8}):
-        assert tuned(EngineSettings(**named), entry()) == EngineSettings(**named)
-    assert tuned(plain, None) == tuned(plain, entry(tuned=None)) == plain
+        named_ = EngineSettings(**named)
+        assert setup_for(named_, entry(), model="m", cores=4) == setup_for(named_, None, model="m", cores=4)
 
 
-def test_a_speed_is_known_for_the_very_settings_it_was_measured_with():
-    assert known_speed(EngineSettings(), entry(), cores=4) == 90.5
-    assert known_speed(EngineSettings(), entry(), cores=8) is None
-    assert known_speed(EngineSettings(slots=4), entry(), cores=4) is None
-    assert known_speed(EngineSettings(), None, cores=4) is None
-    assert known_speed(EngineSettings(), entry(measured=None), cores=4) is None
+def test_a_figure_of_another_model_of_the_family_is_not_taken_for_this_one():
+    assert setup_for(EngineSettings(), entry(), model="n", cores=4).model == "n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "named", "workers", "threads", "slots"),
+    [
+        (1, {}, 1, 1, 8),
+        (2, {}, 1, 2, 16),
+        (3, {}, 1, 2, 16),
+        (8, {}, 4, 2, 16),
+        (8, {"workers": 8}, 8, 1, 8),
+        (2, {"workers": 5}, 5, 1, 8),
+        (8, {"threads": 4}, 2, 4, 32),
+        (2, {"threads": 4}, 1, 4, 32),
+        (2, {"slots": 3}, 1, 2, 3),
+    ],
+)
+def test_nobody_named_or_tuned_anything(cores, named, workers, threads, slots):
+    expected = Setup(model="m", workers=workers, threads=threads, slots=slots)
+    assert setup_for(EngineSettings(**named), entry(tuned=None), model="m", cores=cores) == expected
+
+
+def test_a_speed_is_known_for_the_very_setup_it_was_measured_with():
+    assert known_speed(SETUP, entry()) == 90.5
+    assert known_speed(replace(SETUP, workers=8), entry()) is None
+    assert known_speed(replace(SETUP, slots=4), entry()) is None
+    assert known_speed(SETUP, None) is None
+    assert known_speed(SETUP, entry(measured=None)) is None
