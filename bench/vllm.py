@@ -27,6 +27,7 @@ from bench.engine import END_TOKENS, MAX_TOKENS, PROMPTS
 from bench.rows import as_dicts, compared
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.vllm import open_vllm_engine
+from inference.engines.vllm_command import VllmSetup
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from market.ports import Engine, Job
 from market.task import Sampling, TaskId
@@ -64,7 +65,12 @@ async def _run() -> list[dict[str, Any]]:
         base = await stack.enter_async_context(_open_alone(folder, most))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         through = await stack.enter_async_context(
-            open_vllm_engine(folder / "model", log=folder / "log", python=PYTHON, slots=most, context=CONTEXT)
+            open_vllm_engine(
+                folder / "model",
+                log=folder / "log",
+                python=PYTHON,
+                setup=VllmSetup(slots=most, context=CONTEXT),
+            )
         )
         own = await stack.enter_async_context(
             open_llama_engine(

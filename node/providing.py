@@ -30,11 +30,10 @@ SOURCE_PATIENCE_S = 60.0
 
 
 class Providing:
-    """What this node serves; empty until a model is loaded. `public_only`: prompts leave this host."""
+    """What this node serves; empty until a model is loaded."""
 
     def __init__(self) -> None:
         self._served: dict[str, Serving] = {}
-        self.public_only = False
 
     def served(self) -> Mapping[str, Serving]:
         return self._served
@@ -68,7 +67,9 @@ class Providing:
         return tuple(pid for engine in self._engines() for pid in getattr(engine, "worker_pids", ()))
 
     def privacy(self) -> Sequence[Privacy]:
-        return (Privacy.PUBLIC,) if self.public_only else (Privacy.PUBLIC, Privacy.SHARED)
+        """Public alone as soon as one engine sends prompts on to another machine: an offer speaks for all models."""
+        leaves_host = any(getattr(engine, "leaves_host", False) for engine in self._engines())
+        return (Privacy.PUBLIC,) if leaves_host else (Privacy.PUBLIC, Privacy.SHARED)
 
     def put(self, served: Serving) -> None:
         self._served[served.model.model] = served
@@ -99,10 +100,9 @@ async def provide(
     """
     async with AsyncExitStack() as stack:
         if settings.share.url is not None:
-            shared, leaves_host = await stack.enter_async_context(
+            shared = await stack.enter_async_context(
                 open_shared(settings.share, store=store, settings=settings, wallet=wallet)
             )
-            providing.public_only = leaves_host
             await desk.sharing.refresh()
             _put(providing, catalog, shared)
         for reference in settings.models_to_serve():

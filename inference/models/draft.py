@@ -177,9 +177,15 @@ def _without_common_folder(files: Mapping[str, Path]) -> Mapping[str, Path]:
 def _take_out_tokenizer(facts: FileFacts, parts: _Parts) -> SpecialTokens:
     """The special tokens; tokenizer and template become files of their own where they are inside of others."""
     said = parts.config("tokenizer_config.json")
-    tokens = special_tokens(said, parts.config("generation_config.json"))
-    template = said.get("chat_template")
-    if facts.format == Format.GGUF and facts.modality == "text" and not parts.names(Role.TOKENIZER):
+    own = parts.names(Role.TOKENIZER)
+    tokens = special_tokens(
+        said,
+        generation=parts.config("generation_config.json"),
+        config=language_part(parts.config("config.json")),
+        tokenizer=read_config(parts.paths[own[0]], Role.TOKENIZER) if own else {},
+    )
+    template = _default_template(said.get("chat_template"))
+    if facts.format == Format.GGUF and facts.modality == "text" and not own:
         try:
             inside = read_gguf_tokenizer(parts.paths[parts.names(Role.WEIGHTS)[0]])
         except ModelFileInvalid as error:
@@ -187,9 +193,17 @@ def _take_out_tokenizer(facts: FileFacts, parts: _Parts) -> SpecialTokens:
         else:
             parts.take_out("tokenizer.json", Role.TOKENIZER, inside.tokenizer_json)
             tokens, template = inside.tokens, template or inside.chat_template
-    if isinstance(template, str) and template and not parts.names(Role.CHAT_TEMPLATE):
+    if template and not parts.names(Role.CHAT_TEMPLATE):
         parts.take_out("chat_template.jinja", Role.CHAT_TEMPLATE, template)
     return tokens
+
+
+def _default_template(said: object) -> str:
+    """A model may name several templates, for tools or retrieval beside plain chats."""
+    for item in said if isinstance(said, list) else ():
+        if isinstance(item, dict) and item.get("name") == "default":
+            said = item.get("template")
+    return said if isinstance(said, str) else ""
 
 
 def _modality(facts: FileFacts, parts: _Parts, config: Mapping[str, Any]) -> str:

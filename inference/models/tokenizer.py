@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Encoder
 
 from inference.models.manifest import ROLE_LIMIT_BYTES, Manifest, Role, SpecialTokens
 from inference.models.template import ChatTemplate
+from inference.models.tokenizer_parts import known_parts
 from market.errors import EncodingInvalid, ModelFileInvalid, RequestInvalid
 from market.task import ChatMessage
 
@@ -29,7 +30,6 @@ ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
 _BREAKS = tuple(chr(point) for point in range(0xFDD0, 0xFDF0))
 """Unicode's noncharacters "for internal use": one that is not in the conversation serves as the break."""
-_PARTS = frozenset(("Sequence", "Digits", "ByteLevel"))
 
 
 class ModelTokenizer:
@@ -147,18 +147,13 @@ def _read(role: Role, paths: Mapping[Role, Path]) -> str:
 
 
 def _parse(encoder_json: str) -> tuple[dict[str, int], dict[str, int], Encoder]:
-    """(vocabulary, control tokens, encoder). Only byte-level BPE without expressions of its own: a stranger's
-    regular expression could run for ever, and other parts are untested against llama.cpp."""
+    """(vocabulary, control tokens, encoder)."""
     try:
-        tree = json.loads(encoder_json)
-        parts = [tree["pre_tokenizer"], *tree["pre_tokenizer"].get("pretokenizers", ())]
-        known = tree["model"]["type"] == "BPE" and all(part["type"] in _PARTS for part in parts)
-        if not known or tree["normalizer"] or tree["post_processor"]:
-            raise ModelFileInvalid("The tokenizer file has parts that this node does not run.")
+        tree = known_parts(json.loads(encoder_json))
         vocabulary: dict[str, int] = tree["model"]["vocab"]
         vocabulary |= {item["content"]: item["id"] for item in tree["added_tokens"]}
         controls = {item["content"]: item["id"] for item in tree["added_tokens"] if item["special"]}
-        encoder = Encoder.from_str(encoder_json)
+        encoder = Encoder.from_str(json.dumps(tree))
     except ModelFileInvalid:
         raise
     except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception

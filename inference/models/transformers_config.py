@@ -20,10 +20,10 @@ _CONTEXT_LIMIT = 1 << 24
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, role: Role = Role.CONFIG) -> dict[str, Any]:
     """A JSON object; empty if it is something else. Blocking. Raises ModelFileInvalid, OSError."""
-    if path.stat().st_size > ROLE_LIMIT_BYTES[Role.CONFIG]:
-        raise ModelFileInvalid(f"{path.name} is over {ROLE_LIMIT_BYTES[Role.CONFIG] >> 20} MiB.")
+    if path.stat().st_size > ROLE_LIMIT_BYTES[role]:
+        raise ModelFileInvalid(f"{path.name} is over {ROLE_LIMIT_BYTES[role] >> 20} MiB.")
     try:
         parsed = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -70,16 +70,34 @@ def modality_of(config: Mapping[str, Any]) -> str:
     return "embedding" if name.endswith("Model") else ""
 
 
-def special_tokens(tokenizer: Mapping[str, Any], generation: Mapping[str, Any]) -> SpecialTokens:
-    """From `tokenizer_config.json` and `generation_config.json`."""
-    end = generation.get("eos_token_id", ())
-    ids = end if isinstance(end, list) else [end]
+def special_tokens(
+    said: Mapping[str, Any],
+    *,
+    generation: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+) -> SpecialTokens:
+    """From `tokenizer_config.json` (`said`), `generation_config.json`, `config.json` and `tokenizer.json`.
+
+    An answer ends where the generation config says, or else the model's; and at the tokenizer's own end, which is that
+    of a turn in models for chat, whatever the other two kept from the model that these were made of."""
+    eos = _token_text(said.get("eos_token"))
+    end = _token_ids(generation.get("eos_token_id")) or _token_ids(config.get("eos_token_id"))
+    named = tokenizer.get("added_tokens")
+    for item in named if isinstance(named, list) else ():
+        if isinstance(item, dict) and eos and item.get("content") == eos:
+            end |= _token_ids(item.get("id"))
     return SpecialTokens(
-        bos=_token_text(tokenizer.get("bos_token")),
-        eos=_token_text(tokenizer.get("eos_token")),
-        add_bos=tokenizer.get("add_bos_token") is True,
-        end=tuple(sorted({number for number in ids if type(number) is int and 0 <= number < 2**31}))[:64],
+        bos=_token_text(said.get("bos_token")),
+        eos=eos,
+        add_bos=said.get("add_bos_token") is True,
+        end=tuple(sorted(end))[:64],
     )
+
+
+def _token_ids(said: object) -> set[int]:
+    """One id or a list of them."""
+    return {n for n in (said if isinstance(said, list) else [said]) if type(n) is int and 0 <= n < 2**31}
 
 
 def _token_text(token: object) -> str:

@@ -36,6 +36,7 @@ from node.models.places import Places
 from node.models.sharing import Sharing
 from node.models.view import ModelView
 from node.node import ModelOnOffer
+from node.serving_vllm import NO_VLLM
 from node.settings import ModelSettings, Settings
 from p2p.network import OctoNetwork
 
@@ -131,7 +132,7 @@ async def open_desk(
         shipped_creator=read_manifest((await store.in_thread(shipped_manifest)).encoded()).creator,
         hardware=hardware,
         quota_bytes=models.quota,
-        missing=missing_engines(),
+        missing=missing_engines(vllm=settings.vllm.python is not None),
         offered=offered,
         running=running,
         entries=catalogs.entries,
@@ -152,9 +153,11 @@ async def open_desk(
     yield desk
 
 
-def missing_engines() -> Mapping[EngineKind, str]:
-    """Engines that do not run here, and what would bring them."""
+def missing_engines(*, vllm: bool) -> Mapping[EngineKind, str]:
+    """Engines that do not run here, and what would bring them. `vllm`: the settings say where vLLM is."""
     missing = {EngineKind.OPENAI_HTTP: "a server is shared with `octo-node start --share URL`, not loaded from a model"}
+    if not vllm:
+        missing[EngineKind.VLLM] = NO_VLLM
     for kind, module, package in (
         (EngineKind.LLAMA_CPP, "llama_cpp", "llama-cpp-python"),
         (EngineKind.ONNX, "onnxruntime", "onnxruntime"),

@@ -14,6 +14,7 @@ import pytest
 
 from inference.engines.openai_http import OpenAiEngine
 from inference.engines.vllm import open_vllm_engine
+from inference.engines.vllm_command import VllmSetup
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.tokenizer import ModelTokenizer
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, RequestInvalid
@@ -45,7 +46,9 @@ def folder(wheel_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def engine(folder: Path) -> AsyncIterator[OpenAiEngine]:
     if not PYTHON.exists():
         pytest.fail("vLLM is missing: run make vllm-tools", pytrace=False)
-    async with open_vllm_engine(folder, log=folder.parent / "log", python=PYTHON, context=1024, slots=16) as engine:
+    async with open_vllm_engine(
+        folder, log=folder.parent / "log", python=PYTHON, setup=VllmSetup(context=1024)
+    ) as engine:
         yield engine
     assert servers() == []
 
@@ -193,10 +196,3 @@ async def test_without_vllm_the_error_says_where_to_get_it(tmp_path):
         with pytest.raises(NodeMisconfigured, match="make vllm-tools"):
             async with open_vllm_engine(tmp_path, log=tmp_path / "log", python=python):
                 pass
-
-
-@pytest.mark.parametrize("more", [{"slots": 0}, {"context": -1}, {"dtype": "int3"}, {"tensor_parallel": 0}])
-async def test_absurd_numbers_are_refused(tmp_path, more):
-    with pytest.raises(NodeMisconfigured):
-        async with open_vllm_engine(tmp_path, log=tmp_path / "log", **more):
-            pass

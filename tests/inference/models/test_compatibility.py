@@ -44,7 +44,7 @@ def test_every_engine_and_tier_has_an_answer_and_every_no_a_reason() -> None:
         (Format.CTRANSLATE2, "transcription", {"speech"}),
         (Format.CTRANSLATE2, "transcription", {"speech"}),
         (Format.SAFETENSORS, "image", {"diffusion"}),
-        (Format.SAFETENSORS, "text", {"openai_http"}),
+        (Format.SAFETENSORS, "text", {"openai_http", "vllm"}),
         (Format.TENSORRT, "text", {"openai_http"}),
         (Format.PYTORCH, "text", set()),
     ],

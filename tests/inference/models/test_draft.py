@@ -111,6 +111,48 @@ def test_safetensors_shards_are_described_by_the_files_beside_them(tmp_path: Pat
     assert found.needs.min_vram_bytes == 106 * MIB  # 10 layers, 4 heads of 64, twice, f16: 10,240,000 bytes
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "eos", "end"),
+    [
+        ({"eos_token_id": [2, 7]}, {"eos_token_id": 3}, "<turn>", (2, 7, 9)),
+        ({}, {"eos_token_id": 3}, "<turn>", (3, 9)),
+        ({}, {"eos_token_id": [3, True, -1, "4"]}, {"content": "<turn>"}, (3, 9)),
+        ({"eos_token_id": 2}, {}, "<none such>", (2,)),
+        ({}, {}, "", ()),
+    ],
+)
+def test_an_answer_ends_where_generation_config_or_model_and_tokenizer_say(
+    tmp_path: Path, generation: dict, config: dict, eos: object, end: tuple[int, ...]
+) -> None:
+    files = {
+        "model.safetensors": safetensors_bytes(),
+        "config.json": as_json({**CONFIG, **config}),
+        "generation_config.json": as_json(generation),
+        "tokenizer_config.json": as_json({"eos_token": eos}),
+        "tokenizer.json": as_json({"added_tokens": [{"content": "", "id": 1}, 5, {"content": "<turn>", "id": 9}]}),
+    }
+    assert draft(tmp_path, files).tokens.end == end
+
+
+@pytest.mark.parametrize(
+    ("said", "template"),
+    [
+        ("{{ x }}", "{{ x }}"),
+        ([{"name": "tool_use", "template": "{{ t }}"}, {"name": "default", "template": "{{ d }}"}], "{{ d }}"),
+        ([{"name": "tool_use", "template": "{{ t }}"}, 3], None),
+        ({"default": "{{ x }}"}, None),
+    ],
+)
+def test_of_several_chat_templates_the_default_one_counts(tmp_path: Path, said: object, template: str | None) -> None:
+    files = {
+        "model.safetensors": safetensors_bytes(),
+        "config.json": as_json(CONFIG),
+        "tokenizer_config.json": as_json({"chat_template": said}),
+    }
+    found = {file.role: file.path for file in draft(tmp_path, files).files}
+    assert (found[Role.CHAT_TEMPLATE].read_text() if Role.CHAT_TEMPLATE in found else None) == template
+
+
 def test_a_diffusion_model_keeps_its_folders(tmp_path: Path) -> None:
     files = {
         "model_index.json": b"{}",

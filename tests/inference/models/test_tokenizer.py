@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from inference.models.gguf_metadata import read_gguf_metadata
 from inference.models.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
@@ -50,6 +51,16 @@ TEXTS = [
     "हिन्दी में पाठ १२३",
     "ไทย ภาษาไทย",
 ]
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def split(expression: str) -> dict:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +223,18 @@ def test_an_id_outside_the_vocabulary_is_refused(tokenizer: ModelTokenizer, toke
 @pytest.mark.parametrize(
     "bend",
     [
-        lambda tree: tree.update(normalizer={"type": "NFC"}),
-        lambda tree: tree["pre_tokenizer"]["pretokenizers"].append(
-            {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+        lambda tree: tree.update(normalizer={"type": "Lowercase"}),
+        lambda tree: tree.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}),
+        lambda tree: tree.update(post_processor={"type": "BertProcessing", "sep": ["x", 1], "cls": ["x", 1]}),
+        lambda tree: tree["pre_tokenizer"]["pretokenizers"].append(split("(a+)+$")),
+        lambda tree: tree.update(  # hidden one floor deeper
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Sequence", "pretokenizers": [split("(a+)+$")]}],
+            }
         ),
+        lambda tree: tree.update(pre_tokenizer={**split(LLAMA_3), "behavior": "Removed"}),
+        lambda tree: tree.update(pre_tokenizer={**split(LLAMA_3), "invert": True}),
         lambda tree: tree["model"].update(type="Unigram"),
         lambda tree: tree["model"]["vocab"].pop("Hello"),
         lambda tree: tree["added_tokens"][0].update(content=""),
@@ -228,6 +247,30 @@ def test_a_tokenizer_file_with_other_parts_is_refused(inside: GgufTokenizer, ben
     bend(tree)
     with pytest.raises(ModelFileInvalid):
         ModelTokenizer(json.dumps(tree), inside.chat_template, inside.tokens)
+
+
+@pytest.mark.parametrize("digits", [r"\p{N}{1,3}", r"\p{N}"])
+def test_llama_3s_and_qwens_expressions_are_run_and_no_first_token_is_added(inside: GgufTokenizer, digits: str) -> None:
+    """Equal to what the library makes of the very same file, whose post-processor we leave to the template."""
+    tree = json.loads(inside.tokenizer_json)
+    pattern = split(LLAMA_3.replace(r"\p{N}{1,3}", digits))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, byte_level]}
+    tree["normalizer"] = {"type": "NFC"}
+    first = tree["added_tokens"][0]["content"]
+    tree["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {first: {"id": first, "ids": [0], "tokens": [first]}},
+    }
+    ours = ModelTokenizer(json.dumps(tree), inside.chat_template, inside.tokens)
+    theirs = Tokenizer.from_str(json.dumps(tree))
+    for text in TEXTS:
+        if "<|" not in text:
+            assert ours.encode(text) == tuple(theirs.encode(text, add_special_tokens=False).ids)
+    assert theirs.encode("Hello").ids[0] == 0 != ours.encode("Hello")[0]
+    assert ours.encode("e\u0301") == ours.encode("\u00e9")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{" * 100_000, '{"model": 1}'])
