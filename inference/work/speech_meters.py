@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 from inference.work.audio import read_audio
@@ -51,6 +52,14 @@ class SpeakMeter:
     def rate(self) -> int:
         """Samples a second."""
         return self._config.rate
+
+    @property
+    def voices(self) -> Sequence[str]:
+        return self._config.voices
+
+    @property
+    def default_voice(self) -> str:
+        return self._config.default
 
     def units_in(self, request: WorkRequest, blob: bytes) -> int:
         return len(self._checked(request, blob).text)

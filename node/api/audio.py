@@ -9,7 +9,8 @@ import base64
 import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Literal, Protocol, Self, runtime_checkable
+from dataclasses import replace
+from typing import Annotated, Literal, Self
 
 from aiohttp import web
 from pydantic import BeforeValidator, Field, model_validator
@@ -29,6 +30,7 @@ from node.api.limits import ApiLimits, Slots
 from node.api.multipart import Upload, as_map, read_form
 from node.api.octo_facts import DONE, event, octo_of
 from node.api.transcripts import Kind, TranscriptForm
+from node.api.voices import DEFAULT, Voiced, voice_for
 
 _RATE = 22_050
 _CHANNELS, _SAMPLE_BYTES = 1, 2
@@ -72,7 +74,7 @@ class TranscriptionBody(_Heard):
 
 
 class SpeechBody(Shape):
-    """`voice` `default` is the model's own."""
+    """`voice`: one of the model's, one of OpenAI's (see `voices`), or `default`."""
 
     model: ModelName
     input: Annotated[str, Field(min_length=1, max_length=8192)]
@@ -80,7 +82,7 @@ class SpeechBody(Shape):
         str,
         Field(max_length=64, pattern=r"^[A-Za-z0-9_-]*$"),
         BeforeValidator(lambda raw: raw.get("id") if isinstance(raw, dict) else raw),
-    ] = "default"
+    ] = DEFAULT
     response_format: Literal["wav", "pcm"] | None = None
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
@@ -158,43 +160,52 @@ class Audio:
         asked = parse_body(SpeechBody, data)
         request = SpeakRequest(
             text=asked.input,
-            voice="" if asked.voice == "default" else asked.voice,
+            voice="" if asked.voice == DEFAULT else asked.voice,
             speed_micro=max(MICRO // 4, min(4 * MICRO, micro(asked.speed))),
         )
-        order = self._clerk.work_order(asked.model, request, asked.octo, param="input")
-        meter = await self._clerk.meter(order.model, Work.SPEAK)
-        rate = meter.rate if isinstance(meter, AtRate) else _RATE
-        if asked.stream_format == "sse":
-            return Prepared(orders=[order], form=SpeechEvents(rate), stream=True)
-        kind = asked.response_format or "wav"
-        # WAV says its length at its beginning: it comes whole. PCM needs no beginning, and leaves as it is made.
-        return Prepared(orders=[order], form=SpeechForm(kind, rate), stream=kind == "pcm")
+        kind = "sse" if asked.stream_format == "sse" else asked.response_format or "wav"
+        return await speech(self._clerk, asked.model, request, asked.octo, kind=kind, param="input")
 
 
-@runtime_checkable
-class AtRate(Protocol):
-    """A meter of speech that knows how many samples a second come."""
-
-    @property
-    def rate(self) -> int: ...
+async def speech(
+    clerk: Clerk,
+    model: str,
+    request: SpeakRequest,
+    octo: OctoOptions | None,
+    *,
+    kind: Literal["wav", "pcm", "sse"],
+    param: str,
+) -> Prepared:
+    """`request` in the voice of the model that comes nearest to the one it names; `param` names its text."""
+    order = clerk.work_order(model, request, octo, param=param)
+    meter = await clerk.meter(order.model, Work.SPEAK)
+    rate, voice = _RATE, request.voice
+    if isinstance(meter, Voiced):
+        rate, voice = meter.rate, voice_for(request.voice, meter)
+        order = replace(order, request=replace(request, voice=voice))
+    if kind == "sse":
+        return Prepared(orders=[order], form=SpeechEvents(rate, voice), stream=True)
+    # WAV says its length at its beginning: it comes whole. PCM needs no beginning, and leaves as it is made.
+    return Prepared(orders=[order], form=SpeechForm(kind, rate, voice), stream=kind == "pcm")
 
 
 class SpeechForm:
     """16-bit mono, little-endian."""
 
-    def __init__(self, kind: Literal["wav", "pcm"], rate: int) -> None:
+    def __init__(self, kind: Literal["wav", "pcm"], rate: int, voice: str) -> None:
         self._kind = kind
         self._rate = rate
+        self._told = {"x-octo-sample-rate": str(rate), "x-octo-voice": voice}
         self.stream_headers: Mapping[str, str] = {
             "Content-Type": f"audio/pcm;rate={rate};channels={_CHANNELS}",
-            "x-octo-sample-rate": str(rate),
+            **self._told,
         }
 
     def whole(self, answers: Sequence[Answer]) -> Whole:
         (answer,) = answers
         sound = b"".join(_sound(item) for item in answer.shown)
         body = wav_header(len(sound), self._rate) + sound if self._kind == "wav" else sound
-        return Whole(body, f"audio/{self._kind}", {"x-octo-sample-rate": str(self._rate)})
+        return Whole(body, f"audio/{self._kind}", self._told)
 
     def opening(self) -> bytes:
         return b""
@@ -215,9 +226,9 @@ class SpeechForm:
 class SpeechEvents(SpeechForm):
     """PCM in server-sent events, the receipt in the last one."""
 
-    def __init__(self, rate: int) -> None:
-        super().__init__("pcm", rate)
-        self.stream_headers = EVENT_STREAM
+    def __init__(self, rate: int, voice: str) -> None:
+        super().__init__("pcm", rate, voice)
+        self.stream_headers = {**EVENT_STREAM, "x-octo-voice": voice}
 
     def piece(self, index: int, shown: Shown) -> bytes:
         audio = base64.b64encode(super().piece(index, shown)).decode()

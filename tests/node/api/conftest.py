@@ -18,6 +18,8 @@ import pytest
 from eth_hash.auto import keccak
 from openai import AsyncOpenAI
 
+from inference.work.speech_meters import SpeakMeter
+from inference.work.voice import ESPEAK
 from market.buyer import Order, Purchase, WorkOrder
 from market.errors import ModelUnknown
 from market.identity import Binding, PeerId, check_binding, peer_of_public_key, sign_binding
@@ -210,6 +212,7 @@ class ScriptedNode:
         self.record = record()
         self.ready = True
         self.sound_rate = 22_050
+        self.voice = ESPEAK
         self.checked: list[str] = []
         self.on_offer_now = [MODEL]
 
@@ -230,7 +233,7 @@ class ScriptedNode:
 
     async def meter(self, model: str, work: Work) -> Any:
         assert (model, work) == (MODEL_CID, Work.SPEAK)
-        return SimpleNamespace(rate=self.sound_rate)
+        return SpeakMeter(replace(self.voice, rate=self.sound_rate))
 
     async def receipt_by_cid(self, cid: str) -> ReceiptRecord | None:
         return self.record if cid == self.record.receipt.cid() else None

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import wave
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -13,10 +14,13 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from inference.work.speech_meters import SpeakMeter
+from inference.work.voice import ESPEAK, FLITE
 from market.errors import PeerGone
 from market.task import Mode, Privacy
 from market.values import encode
 from market.work import BLOB_LIMIT_BYTES, Segment, SpeakRequest, SpokenWord, TranscribeRequest
+from node.api.voices import OPENAI_VOICES, voice_for
 
 SOUND = b"RIFF....WAVE sound"
 SEGMENTS = (
@@ -259,7 +263,7 @@ async def test_pcm_leaves_as_it_is_made_and_says_its_rate(client: AsyncOpenAI, n
     ) as answer:
         assert answer.headers["content-type"] == "audio/pcm;rate=16000;channels=1"
         assert await anext(aiter(answer.iter_bytes())) == PCM[0]
-    assert node.buyer.orders[0].request.voice == ""
+    assert node.buyer.orders[0].request.voice == "en-us"
     async with asyncio.timeout(5):
         await node.buyer.hung_up.wait()
 
@@ -270,6 +274,32 @@ async def test_sound_that_breaks_off_is_not_taken_for_all_of_it(http: Any, node:
     with pytest.raises(aiohttp.ClientError):
         async with http.post("/v1/audio/speech", json=body) as response:
             await response.read()
+
+
+@pytest.mark.parametrize("asked", [*OPENAI_VOICES, "default", "awb"])
+@pytest.mark.parametrize("model", [ESPEAK, FLITE], ids=lambda model: model.library)
+async def test_openais_names_speak_in_the_nearest_voice_that_there_is(
+    client: AsyncOpenAI, node: Any, asked: str, model: Any
+) -> None:
+    node.voice, node.buyer.steps = model, PCM
+    if asked not in model.voices and asked == "awb":
+        with pytest.raises(openai.BadRequestError, match="OpenAI's names"):
+            await client.audio.speech.create(model="small", voice=asked, input="Hello.", response_format="wav")
+        return
+    answer = await client.audio.speech.create(model="small", voice=asked, input="Hello.", response_format="wav")
+    voice = node.buyer.orders[0].request.voice
+    near = {
+        "flite": {"onyx": "rms", "nova": "slt", "fable": "awb"},
+        "espeak-ng": {"onyx": "en-us", "fable": "en-gb-x-rp"},
+    }
+    assert voice in model.voices
+    assert voice == near[model.library].get(asked, voice)
+    assert answer.response.headers["x-octo-voice"] == voice
+
+
+def test_a_voice_that_the_model_has_is_taken_as_it_is_named() -> None:
+    own = SpeakMeter(replace(FLITE, voices=("slt", "alloy"), default="slt"))
+    assert [voice_for(asked, own) for asked in ("alloy", "onyx", "default", "")] == ["alloy", "slt", "slt", "slt"]
 
 
 async def test_speech_in_events_ends_with_its_receipt(http: Any, node: Any, known: Any) -> None:
@@ -290,6 +320,7 @@ async def test_speech_in_events_ends_with_its_receipt(http: Any, node: Any, know
         ({"input": "x" * 8193}, "input", "8192"),
         ({"voice": "../../etc"}, "voice", "pattern"),
         ({"voice": 5}, "voice", "string"),
+        ({"voice": "Alloy"}, "voice", "It has en-us, en, en-gb-scotland, "),
         ({"response_format": "mp3"}, "response_format", "'pcm'"),
         ({"response_format": "wav", "stream_format": "sse"}, "response_format", "pcm"),
         ({"speed": 5}, "speed", "4"),
