@@ -12,7 +12,7 @@ import structlog
 
 from market.asking import Ask
 from market.caching import check_original
-from market.errors import EncodingInvalid, InsufficientFunds, OctoError, PeerBrokeProtocol, PeerRefused, RequestInvalid
+from market.errors import EncodingInvalid, OctoError, PeerBrokeProtocol, PeerError, PeerRefused, RequestInvalid
 from market.identity import Binding, SignedBinding, check_binding
 from market.message import (
     Accept,
@@ -66,12 +66,12 @@ class Deal:
         talk = Talk(conversation, "buyer")
         try:
             return await self._buy(talk)
-        except (PeerBrokeProtocol, InsufficientFunds) as error:
-            await self._complain(talk, error)
-            raise
         except EncodingInvalid as error:
             await self._complain(talk, error)
             raise PeerBrokeProtocol(str(error), peer=talk.peer) from None
+        except OctoError as error:
+            await self._complain(talk, error)
+            raise
         finally:
             await conversation.aclose()
 
@@ -114,13 +114,13 @@ class Deal:
         self._parts.prepaid.answered(cost_in)
 
     async def _complain(self, talk: Talk, error: OctoError) -> None:
-        """Tell the provider what we will not pay for."""
+        """Tell the provider what we will not pay for, or wait for any longer: it would go on working for nobody."""
         if talk.ended:
             return
         try:
             await talk.say(
                 TaskError(
-                    fault="client" if isinstance(error, InsufficientFunds) else "provider",
+                    fault="provider" if isinstance(error, PeerError | EncodingInvalid) else "client",
                     code=error.code,
                     message=str(error)[:500],
                     retry=False,

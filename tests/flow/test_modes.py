@@ -247,6 +247,20 @@ async def test_without_a_word_realtime_waits_less_long_than_batch(shop):
         await alice.ask()
 
 
+async def test_a_provider_that_is_waited_for_no_longer_is_told_and_stops(shop):
+    said = []
+
+    def heard(body):
+        said.append(body)
+        return body
+
+    alice = shop.buyer(terms=IMPATIENT, on_send=heard)
+    shop.seller(engine=Stutter(1.0), terms=BEATING)
+    with pytest.raises(PeerTimedOut):
+        await alice.ask()
+    assert (said[-1].kind, said[-1].code, said[-1].fault) == ("error", "peer_timed_out", "provider")
+
+
 async def test_a_queue_is_waited_for_in_every_mode(shop):
     class Late(ScriptedEngine):
         async def generate(self, job):
