@@ -1,7 +1,8 @@
 """What an `onnx` child runs: opens the graphs of a model's folder for the kind of work that its manifest names.
 
-Options: `kind`; `models`, the names of the graphs, most used first; `context` in tokens; `providers`; `engine_words`,
-what the engine class says of processor and precision; `loose`.
+Options: `kind`; `models`, the names of the graphs, most used first; `context` in tokens; `providers`, most wanted
+first, and `fall_back`, whether those that the library lacks are left out; `engine_words`, what the engine class says
+of processor and precision; `loose`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnxruntime
 
 from inference.models.plain_encoder import load_plain_encoder
 from inference.work.onnx_session import CPU, Session
-from inference.work.onnx_text import EmbedHead, RerankHead, TextRunner
+from inference.work.onnx_text import open_onnx_texts
 from inference.work.runner import Runner
 from market.errors import ModelFileInvalid
 
@@ -23,8 +24,10 @@ TEXT = frozenset(("embed", "rerank"))
 
 def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Runner:
     onnxruntime.disable_telemetry_events()
-    providers = options["providers"]
-    sessions = [Session(folder / name, threads=threads, providers=providers) for name in options["models"]]
+    providers, fall_back = options["providers"], options["fall_back"]
+    sessions = [
+        Session(folder / name, threads=threads, providers=providers, fall_back=fall_back) for name in options["models"]
+    ]
     kind = options["kind"]
     runner = _text(folder, sessions[0], options) if kind in TEXT else _look(folder, kind, sessions)
     on = (
@@ -36,8 +39,7 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Runne
 
 def _text(folder: Path, session: Session, options: Mapping[str, Any]) -> Runner:
     encoder = load_plain_encoder(folder / "tokenizer.json", limit=options["context"])
-    head = EmbedHead(folder, session) if options["kind"] == "embed" else RerankHead(session)
-    return TextRunner(session, encoder, head, loose=options["loose"])
+    return open_onnx_texts(folder, session, encoder, kind=options["kind"], loose=options["loose"])
 
 
 def _look(folder: Path, kind: str, sessions: list[Session]) -> Runner:

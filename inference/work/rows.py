@@ -2,14 +2,15 @@
 
 Lives here: rows of all tasks by length, turns between tasks. Knows no model and no time.
 
-A text is padded to the width of its bucket, whatever shares its batch: what the model makes of it then depends on the
-batch in the number of rows alone. The task whose turn it is names the bucket, and rows of all tasks fill it.
+Where a call is a rectangle, a text is padded to the width of its bucket, whatever shares its batch: what the model makes
+of it then depends on the batch in the number of rows alone. The task whose turn it is names the bucket, and rows of all
+tasks fill it. Where a call is a list of tokens, texts of all lengths share it, as long as they fit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,11 +54,13 @@ class Pending:
 
 
 class Rows:
-    """All tasks that have rows to do. A call takes `rows_limit` of them, and about `tokens_limit` tokens, at most."""
+    """All tasks that have rows to do. A call takes `rows_limit` of them, and `tokens_limit` tokens (padding counts), at
+    most; a row that is longer has a call to itself. `padded`: calls are rectangles."""
 
-    def __init__(self, *, rows_limit: int = ROWS_LIMIT, tokens_limit: int = TOKENS_LIMIT) -> None:
+    def __init__(self, *, rows_limit: int = ROWS_LIMIT, tokens_limit: int = TOKENS_LIMIT, padded: bool = True) -> None:
         self._rows_limit = rows_limit
         self._tokens_limit = tokens_limit
+        self._padded = padded
         self._works: dict[int, Pending] = {}
         self._now = 0.0
 
@@ -65,7 +68,8 @@ class Rows:
         return len(self._works)
 
     def add(self, task: Task, texts: Sequence[Encoded]) -> None:
-        work = Pending(task, len(texts), {}, [bucket_of(len(tokens.ids)) for tokens in texts], served=self._now)
+        order = [bucket_of(len(tokens.ids)) if self._padded else 0 for tokens in texts]
+        work = Pending(task, len(texts), {}, order, served=self._now)
         for at, tokens in enumerate(texts):
             work.buckets.setdefault(work.order[at], deque()).append(Row(at, tokens))
         self._works[task.number] = work
@@ -78,7 +82,7 @@ class Rows:
         self._works.pop(work.task.number, None)
 
     def batch(self) -> list[tuple[Pending, Row]]:
-        """The next rows to compute, all of one bucket, one at least; they are taken out."""
+        """The next rows to compute, all of one bucket if calls are padded, one at least; they are taken out."""
         turns = sorted(
             (work for work in self._works.values() if any(work.buckets.values())),
             key=lambda work: (work.task.priority, work.served, work.task.number),
@@ -86,13 +90,20 @@ class Rows:
         first = turns[0]
         self._now = max(self._now, first.served)
         bucket = first.order[min(rows[0].at for rows in first.buckets.values() if rows)]
-        room = max(1, min(self._rows_limit, self._tokens_limit // bucket))
-        taken = []
-        for work, row in _in_turns(turns, bucket):
-            taken.append((work, row))
-            work.served += len(row.tokens.ids)
-            if len(taken) == room:
-                break
+        room, taken = self._tokens_limit, []
+        left = [work for work in turns if work.buckets.get(bucket)]
+        while left and len(taken) < self._rows_limit:
+            for work in left[: self._rows_limit - len(taken)]:
+                row = work.buckets[bucket][0]
+                width = bucket or len(row.tokens.ids)
+                if taken and width > room:
+                    left.remove(work)
+                    continue
+                work.buckets[bucket].popleft()
+                taken.append((work, row))
+                work.served += len(row.tokens.ids)
+                room -= width
+            left = [work for work in left if work.buckets[bucket]]
         return taken
 
 
@@ -100,12 +111,3 @@ def bucket_of(length: int) -> int:
     """The width for a text of so many tokens: at most 7 more, or an eighth."""
     step = max(8, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
-
-
-def _in_turns(works: Sequence[Pending], bucket: int) -> Iterator[tuple[Pending, Row]]:
-    """Rows of one bucket, a row of each task at a time."""
-    left = [work for work in works if work.buckets.get(bucket)]
-    while left:
-        for work in left:
-            yield work, work.buckets[bucket].popleft()
-        left = [work for work in left if work.buckets[bucket]]

@@ -17,7 +17,7 @@ from inference.models.plain_encoder import load_plain_encoder
 from inference.work.engine import SupervisedEngine
 from inference.work.meters import SCORE, EmbedMeter, RerankMeter
 from inference.work.onnx_session import Session
-from inference.work.onnx_text import EmbedHead, TextRunner
+from inference.work.onnx_text import open_onnx_texts
 from inference.work.runner import Task
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.ports import WorkJob
@@ -121,7 +121,7 @@ def test_a_graph_is_tried_when_it_is_loaded_and_rows_share_calls_if_nothing_come
     folder = embed_folder(tmp_path, graph())
     session = Session(folder / "model.onnx", threads=1)
     encoder = load_plain_encoder(folder / "tokenizer.json", limit=LIMIT)
-    runner = TextRunner(session, encoder, EmbedHead(folder, session))
+    runner = open_onnx_texts(folder, session, encoder, kind="embed")
     assert runner.together is together
     desk = ListDesk(Task(1, EmbedRequest(inputs=("red", "blue", "a")), b"", 2))
     runner.run(desk)
