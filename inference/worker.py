@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.batch import Batch, Emission, Work
+from inference.devices import NO_CARDS, card_access
 from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, unpack_tokens
 from inference.isolation import close_the_door, confine, die_with_parent
 from market.errors import OctoError
@@ -107,7 +108,12 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     """Confine this process, then load the model: a file that attacks the parser finds the cage closed."""
     from inference.llama import LlamaContext
 
-    isolation = confine([Path(settings.model)], memory_bytes=settings.memory_bytes + _OVERHEAD_BYTES)
+    cards = card_access() if settings.gpu_layers else NO_CARDS
+    isolation = confine(
+        [Path(settings.model), *map(Path, cards.readable)],
+        memory_bytes=settings.memory_bytes + _OVERHEAD_BYTES,
+        devices=[Path(device) for device in cards.devices],
+    )
     context = LlamaContext(
         Path(settings.model),
         slots=settings.slots,
@@ -117,7 +123,7 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
         gpu_layers=settings.gpu_layers,
     )
     grammars = context.grammars()
-    close_the_door()
+    close_the_door(devices=bool(cards.devices))
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation)
     return Batch(context, slots=settings.slots, window=settings.window, grammars=grammars), facts
 

@@ -232,19 +232,20 @@ async def open_llama_engine(
     pin: bool = False,
     hang_s: float = 20.0,
     gpu_layers: int = 0,
+    vram_bytes: int = 0,
 ) -> AsyncIterator[LlamaEngine]:
     """Start `workers` processes with the GGUF `model`, each with `slots` jobs at once and `context` tokens for each.
 
     A job is paused while its reader is `window` tokens behind; a busy worker that is silent for `hang_s` seconds
     is ended and restarted. `pin` ties worker i to core i: for a machine that does nothing else. `gpu_layers` of the
-    model go to the GPU (-1: all), if the library was built for one.
+    model go to the GPU (-1: all), if the library was built for one; `vram_bytes` is what all workers have there.
     Raises ModelFileInvalid with the reason, NodeMisconfigured if a number is absurd or does not fit into memory.
     Must be opened on a thread that lives as long as the engine (the kernel ends workers with it).
     """
     _check_settings(workers=workers, threads=threads, slots=slots, context=context, window=window)
     path = _checked(model)
     cores = sorted(os.sched_getaffinity(0))
-    share = available_ram() // workers
+    share = (available_ram() + vram_bytes) // workers
     engine: LlamaEngine | None = None
 
     def on_change() -> None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from inference.devices import NO_CARDS, CardAccess
 from inference.hardware import cpu_flags, isa_word
 from inference.models.manifest import Format, Manifest, Role
 from inference.models.plain_encoder import load_plain_encoder
@@ -92,7 +93,8 @@ async def open_onnx_engine(
     workers: int = 1,
     threads: int = 1,
     slots: int = 64,
-    providers: Sequence[str] = ("cpu",),
+    providers: Sequence[str] = (),
+    cards: CardAccess = NO_CARDS,
     loose: bool = False,
     memory_bytes: int = 0,
     hang_s: float = 60.0,
@@ -101,9 +103,10 @@ async def open_onnx_engine(
 
     `precision` is the manifest's quantisation. `slots` jobs go to a worker at once, whose texts share calls:
     those that come while a call runs are in the next (waiting some ms for more gained nothing: 350 texts a second with
-    and without, and cost a lone one those ms). `providers`: `cpu`, `cuda`, `tensorrt`, most wanted first. `loose` lets
-    texts share calls though the graph gives them other bytes then. `memory_bytes` for each worker, 0: three times the
-    model and 2 GiB.
+    and without, and cost a lone one those ms). `providers`: `cpu`, `cuda`, `tensorrt`, most wanted first; none named:
+    CUDA if there are `cards` and the library has it, else the processor. (TensorRT takes minutes for each new shape of
+    its input, so it is used by name alone.) `loose` lets texts share calls though the graph gives them other bytes
+    then. `memory_bytes` for each worker, 0: three times the model and 2 GiB.
     Raises ModelFileInvalid, NodeMisconfigured. Must be opened on a thread that lives as long as the engine.
     """
     limits = (("workers", workers, 256), ("threads", threads, 1024), ("slots", slots, 1024))
@@ -117,7 +120,8 @@ async def open_onnx_engine(
         "kind": kind,
         "models": list(models),
         "context": context,
-        "providers": list(providers),
+        "providers": list(providers) or (["cuda", "cpu"] if cards.devices else ["cpu"]),
+        "fall_back": not providers,
         "engine_words": f"-{isa}/{precision.lower()}{'/loose' if loose else ''}",
         "loose": loose,
     }
@@ -127,6 +131,7 @@ async def open_onnx_engine(
         works=frozenset((WORKS[kind],)),
         meter=meter,
         options=options,
+        cards=cards,
         workers=workers,
         slots=slots,
         threads=threads,

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from inference.devices import NO_CARDS, CardAccess
 from inference.work.engine import SupervisedEngine, open_work_engine
 from inference.work.speech_meters import SpeakMeter, TranscribeMeter
 from inference.work.voice import load_voice_config
@@ -27,6 +28,7 @@ async def open_transcription_engine(
     folder: Path,
     *,
     packages: Path | None = None,
+    cards: CardAccess = NO_CARDS,
     workers: int = 1,
     threads: int = 1,
     compute: str = "int8",
@@ -36,8 +38,9 @@ async def open_transcription_engine(
     """Speech to text by a Whisper model in CTranslate2's format; pieces are `market.work.Segment`s, as they are heard.
 
     `folder` holds model.bin, config.json, tokenizer.json and the vocabulary. `packages` is a folder with faster-whisper
-    and what it needs, if they are not installed beside the node (`pip install --target`). `compute` is CTranslate2's
-    type of arithmetic, `beam` how many readings are followed at once. Half a minute of audio must not take `hang_s`.
+    and what it needs, if they are not installed beside the node (`pip install --target`). It runs on one of `cards` if
+    CTranslate2 can use it, else on the processor. `compute` is CTranslate2's type of arithmetic, `beam` how many
+    readings are followed at once. Half a minute of audio must not take `hang_s`.
     Raises ModelFileInvalid; NodeMisconfigured if faster-whisper is not installed.
     """
     size = await asyncio.to_thread(_size_bytes, folder / "model.bin")
@@ -46,8 +49,14 @@ async def open_transcription_engine(
         folder,
         works=frozenset((Work.TRANSCRIBE,)),
         meter=TranscribeMeter(),
-        options={"packages": str(packages) if packages else "", "compute": compute, "beam": beam},
+        options={
+            "packages": str(packages) if packages else "",
+            "cards": bool(cards.devices),
+            "compute": compute,
+            "beam": beam,
+        },
         readable=(packages,) if packages else (),
+        cards=cards,
         workers=workers,
         slots=1,
         threads=threads,

@@ -29,7 +29,7 @@ _HEADS_LIMIT = 1 << 20
 @value
 class FileFacts:
     """Empty texts and zeros are what the file does not say. `kv_token_bytes` is what one token's keys and values
-    take in all layers; `external` names files beside this one that hold weights of it."""
+    take in all `layers`; `external` names files beside this one that hold weights of it."""
 
     format: Format
     name: str = ""
@@ -40,6 +40,7 @@ class FileFacts:
     context: int = 0
     parameters: int = 0
     kv_token_bytes: int = 0
+    layers: int = 0
     external: tuple[str, ...] = ()
 
 
@@ -83,6 +84,7 @@ def _of_gguf(path: Path) -> FileFacts:
         context=_number(fields, f"{arch}.context_length"),
         parameters=sum(_product(tensor.shape) for tensor in head.tensors),
         kv_token_bytes=_kv_token_bytes(fields, arch),
+        layers=min(_number(fields, f"{arch}.block_count"), _HEADS_LIMIT),
     )
 
 

@@ -148,7 +148,11 @@ def open_model(settings: ChildSettings) -> tuple[Runner, ChildFacts]:
     """
     open_runner = importlib.import_module(settings.runner).open_runner
     folder = Path(settings.folder)
-    isolation = confine([folder, *map(Path, settings.readable)], memory_bytes=settings.memory_bytes)
+    isolation = confine(
+        [folder, *map(Path, settings.readable)],
+        memory_bytes=settings.memory_bytes,
+        devices=[Path(device) for device in settings.devices],
+    )
     try:
         runner: Runner = open_runner(folder, settings.options, settings.threads)
     except OctoError:
@@ -163,7 +167,7 @@ def open_model(settings: ChildSettings) -> tuple[Runner, ChildFacts]:
             f"the model cannot be loaded ({reason.replace(str(folder), 'the model')}).",
             next_step="Pull the model again; if it is whole, this engine does not run it.",
         ) from None
-    close_the_door()
+    close_the_door(devices=bool(settings.devices))
     return runner, ChildFacts(engine=runner.engine, context=runner.context, isolation=isolation)
 
 

@@ -1,4 +1,4 @@
-"""Text to image inside the child: a pipeline in diffusers' layout, on the processor.
+"""Text to image inside the child: a pipeline in diffusers' layout, on a card or the processor.
 
 Images of a request are made one after the other, each from a seed of its own, so that an image does not depend on how
 many were asked for. Every step is told, and is where a cancelled task ends.
@@ -118,6 +118,7 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Diffu
     # PyTorch's compiler, which nobody uses here, wants a folder for its results as it is imported. This one is there,
     # and nobody may write in it.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS gives other bits at each run
     # The hub's client imports trio where there is one, and trio looks for a C compiler, with temporary files.
     sys.modules["trio"] = None  # type: ignore[assignment]  # the documented way to have an import refused
     try:
@@ -131,16 +132,34 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Diffu
         ) from None
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        str(folder),
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        torch_dtype=getattr(torch, str(options["dtype"])),
-        **dict.fromkeys(left_out),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    engine = f"diffusers/{diffusers.__version__}/torch-{torch.__version__}/cpu/{options['dtype']}"
-    runner = DiffusionRunner(pipeline, torch, engine=engine, pixels=int(options["pixels"]))
-    runner.warm_up()
-    return runner
+    for device, dtype in _ways(torch, str(options["dtype"]), cards=bool(options["cards"])):
+        try:
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                str(folder),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                torch_dtype=getattr(torch, dtype),
+                **dict.fromkeys(left_out),
+            )
+            if device != "cpu":
+                pipeline.to(device)
+            pipeline.set_progress_bar_config(disable=True)
+            engine = f"diffusers/{diffusers.__version__}/torch-{torch.__version__}/{device}/{dtype}"
+            runner = DiffusionRunner(pipeline, torch, engine=engine, pixels=int(options["pixels"]))
+            runner.warm_up()
+        except RuntimeError:  # no room on the card, which PyTorch says in this way
+            if device == "cpu":
+                raise
+        else:
+            return runner
+    raise AssertionError("the processor came last")
+
+
+def _ways(torch: Any, dtype: str, *, cards: bool) -> list[tuple[str, str]]:
+    """(device, number format), best first: a card if there is one that PyTorch can use, then the processor."""
+    ways = [("cpu", dtype or "float32")]
+    if cards and torch.cuda.is_available():
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        ways.insert(0, ("cuda", dtype or half))
+    return ways

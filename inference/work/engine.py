@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from inference.admission import Waiting
+from inference.devices import NO_CARDS, CardAccess
 from inference.work.frames import ChildSettings, Frame
 from inference.work.process import Child
 from inference.work.stream import WorkStream
@@ -244,6 +245,7 @@ async def open_work_engine(
     meter: Meter,
     options: Mapping[str, Any] | None = None,
     readable: Sequence[Path] = (),
+    cards: CardAccess = NO_CARDS,
     workers: int = 1,
     slots: int = 8,
     threads: int = 1,
@@ -253,8 +255,8 @@ async def open_work_engine(
     """An engine of `workers` children, each with `slots` jobs at once and so many `threads`.
 
     `runner` is a module with an `open_runner` (see `inference.work.runner`), to which `options` go: plain data.
-    `memory_bytes` bounds a child's private memory, libraries and threads' stacks included. `hang_s` is the longest
-    that the runner is silent while it works.
+    `memory_bytes` bounds a child's private memory, libraries and threads' stacks included. `cards` are what it may
+    compute on beside the processor. `hang_s` is the longest that the runner is silent while it works.
     Must be opened on a thread that lives as long as the engine (the kernel ends children with it).
     Raises ModelFileInvalid, NodeMisconfigured, EngineFailed if a child does not come up.
     """
@@ -262,10 +264,11 @@ async def open_work_engine(
         parent=os.getpid(),
         runner=runner,
         folder=str(folder),
-        readable=tuple(map(str, readable)),
+        readable=(*map(str, readable), *cards.readable),
         options=dict(options or {}),
         threads=threads,
         memory_bytes=memory_bytes,
+        devices=cards.devices,
     )
     engine = SupervisedEngine(works, meter, slots=slots)
     children = [_Worker(engine, settings, hang_s=hang_s) for _ in range(workers)]

@@ -36,7 +36,8 @@ _LENGTHS: Final = struct.Struct(">II")
 @value
 class ChildSettings:
     """`runner` is the module whose `open_runner` loads the model in `folder`; `options` are for it alone.
-    `readable` are further paths that it may read; `memory_bytes` bounds its private memory."""
+    `readable` are further paths that it may read, `devices` a card's; `memory_bytes` bounds its private memory (see
+    `inference.isolation.confine`)."""
 
     parent: int
     runner: str
@@ -45,6 +46,7 @@ class ChildSettings:
     options: dict[str, Any]
     threads: int
     memory_bytes: int
+    devices: tuple[str, ...] = ()
 
 
 @value

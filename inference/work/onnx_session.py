@@ -5,7 +5,7 @@ Lives here: session options, execution providers, names and types of inputs. Kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,19 +30,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Session:
     """`providers` are what it runs on, most wanted first; `metadata` what the file says about itself."""
 
-    def __init__(self, path: Path, *, threads: int, providers: Sequence[str] = ("cpu",)) -> None:
-        """Raises ModelFileInvalid, NodeMisconfigured."""
+    def __init__(
+        self, path: Path, *, threads: int, providers: Sequence[str] = ("cpu",), fall_back: bool = False
+    ) -> None:
+        """With `fall_back`, providers that this library lacks are left out. Raises ModelFileInvalid,
+        NodeMisconfigured."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
         # Spinning threads take the core from whoever has work (facts: 100 times slower on two busy cores).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = [_provider(name) for name in providers]
+        wanted = choose_providers(providers, onnxruntime.get_available_providers(), fall_back=fall_back)
+        if wanted != [CPU]:
+            onnxruntime.preload_dlls()  # CUDA's libraries, where they were installed as packages
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(dict.fromkeys((*wanted, CPU)))
-            )
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # noqa: BLE001 - the library's errors have no common class
             raise ModelFileInvalid(
                 f"{path.name} is no ONNX model that ONNX Runtime {onnxruntime.__version__} loads "
@@ -67,15 +70,19 @@ class Session:
         return made
 
 
-def _provider(name: str) -> str:
-    full = PROVIDERS.get(name)
-    if full is None:
-        raise NodeMisconfigured(
-            f"{name!r} is no execution provider.", next_step=f"Choose among {', '.join(sorted(PROVIDERS))}."
-        )
-    if full not in onnxruntime.get_available_providers():
-        raise NodeMisconfigured(
-            f"The installed ONNX Runtime has no {full}.",
-            next_step="Install onnxruntime-gpu instead of onnxruntime, or choose `cpu`.",
-        )
-    return full
+def choose_providers(names: Sequence[str], available: Collection[str], *, fall_back: bool) -> list[str]:
+    """The library's own names, in the order of `names`; the processor comes last, for what the others cannot do.
+
+    Raises NodeMisconfigured for a name that is none, and without `fall_back` for one that is not `available`."""
+    for name in names:
+        if name not in PROVIDERS:
+            raise NodeMisconfigured(
+                f"{name!r} is no execution provider.", next_step=f"Choose among {', '.join(sorted(PROVIDERS))}."
+            )
+        if PROVIDERS[name] not in available and not fall_back:
+            raise NodeMisconfigured(
+                f"The installed ONNX Runtime has no {PROVIDERS[name]}.",
+                next_step="Install onnxruntime-gpu instead of onnxruntime, or choose `cpu`.",
+            )
+    found = [PROVIDERS[name] for name in names if PROVIDERS[name] in available]
+    return list(dict.fromkeys((*found, CPU)))

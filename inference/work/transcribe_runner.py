@@ -8,7 +8,6 @@ by silero's detector (its weights come with faster-whisper) and not transcribed:
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -193,9 +192,25 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Trans
             f"transcription needs the package faster-whisper ({error.name} is missing).",
             next_step="Install it: pip install 'octo-node[speech]'.",
         ) from None
-    compute = str(options["compute"])
-    model = library.WhisperModel(str(folder), device="cpu", compute_type=compute, cpu_threads=threads)
-    version = importlib.metadata.version("faster-whisper")
-    runner = TranscribeRunner(model, engine=f"faster-whisper/{version}/cpu/{compute}", beam=int(options["beam"]))
-    runner.warm_up()
-    return runner
+    for device, compute in _ways(str(options["compute"]), cards=bool(options["cards"])):
+        try:
+            model = library.WhisperModel(str(folder), device=device, compute_type=compute, cpu_threads=threads)
+            engine = f"faster-whisper/{library.__version__}/{device}/{compute}"
+            runner = TranscribeRunner(model, engine=engine, beam=int(options["beam"]))
+            runner.warm_up()
+        except RuntimeError:  # no room on the card, or CUDA's libraries are missing: told at the first words
+            if device == "cpu":
+                raise
+        else:
+            return runner
+    raise AssertionError("the processor came last")
+
+
+def _ways(compute: str, *, cards: bool) -> list[tuple[str, str]]:
+    """(device, type of arithmetic), best first: a card if there is one that CTranslate2 can use, then the processor."""
+    library = importlib.import_module("ctranslate2")
+    ways = [("cpu", compute)]
+    if cards and library.get_cuda_device_count():
+        half = f"{compute}_float16"  # weights as asked for, sums in halves: what cards are fast at
+        ways.insert(0, ("cuda", half if half in library.get_supported_compute_types("cuda") else compute))
+    return ways
