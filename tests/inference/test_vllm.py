@@ -17,7 +17,7 @@ from inference.engines.vllm import open_vllm_engine
 from inference.engines.vllm_command import VllmSetup
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.tokenizer import ModelTokenizer
-from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, RequestInvalid
+from market.errors import EngineFailed, ModelFileInvalid, RequestInvalid
 from market.ports import EngineLoad, Generated, Job
 from market.task import ChatMessage, LogitBias, Sampling
 from market.testing_engine import check_engine
@@ -187,12 +187,3 @@ async def test_a_folder_that_is_no_model_is_refused(tmp_path, files, words):
     with pytest.raises(ModelFileInvalid, match=words):
         async with open_vllm_engine(tmp_path, log=tmp_path / "log"):
             pass
-
-
-async def test_without_vllm_the_error_says_where_to_get_it(tmp_path):
-    (tmp_path / "config.json").write_text('{"vocab_size": 100}')
-    (tmp_path / "model.safetensors").write_text("")
-    for python in (Path("/no/such/python"), Path("/bin/false"), Path("/bin/echo")):
-        with pytest.raises(NodeMisconfigured, match="make vllm-tools"):
-            async with open_vllm_engine(tmp_path, log=tmp_path / "log", python=python):
-                pass

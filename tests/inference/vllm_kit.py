@@ -62,7 +62,9 @@ def write_folder(model: Path, folder: Path, *, layers: int | None = None) -> Non
     (folder / "config.json").write_text(json.dumps(config))
     found = read_gguf_tokenizer(model)
     (folder / "tokenizer.json").write_text(found.tokenizer_json)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": found.chat_template}
+    said |= {"bos_token": found.tokens.bos, "eos_token": found.tokens.eos}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def _name(name: str, layers: int) -> str | None:
