@@ -38,7 +38,7 @@ Emit = Callable[[Shown], None]
 class Outcome:
     """How an answer ended, who gave it, at what price, and why that provider. `not_chosen` and `failed`
     map peers to reasons; prices are 10^-18 OCTO per million tokens. `cached` is the CID of the receipt whose answer
-    was told again; empty, it was generated."""
+    was told again; empty, it was generated. `engine` is the class of the engine that made it."""
 
     task: bytes
     provider: str
@@ -54,6 +54,7 @@ class Outcome:
     first_token_ms: int
     total_ms: int
     cached: str = ""
+    engine: str = ""
     because: str = ""
     not_chosen: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -269,4 +270,5 @@ class Reception:
             first_token_ms=self._first_token_ms,
             total_ms=total_ms,
             cached=receipt.cached,
+            engine=receipt.engine,
         )

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from market.errors import EncodingInvalid, OctoError, RequestInvalid
 from market.ports import EngineInfo, EngineLoad, Made, Meter, WorkEngine, WorkJob
 from market.task import TaskId
-from market.work import EmbedRequest, Work, WorkRequest
+from market.work import EmbedInput, EmbedRequest, Work, WorkRequest
 
 
 class HashEmbedder:
@@ -37,7 +37,7 @@ class HashEmbedder:
                 if number == self._fail_after and self._failure is not None:
                     raise self._failure
                 done = (number + 1) * 100 // len(job.request.inputs)
-                yield Made(pieces=(hashlib.sha256(text.encode()).digest(),), progress=done)
+                yield Made(pieces=(hashlib.sha256(_bytes_of(text)).digest(),), progress=done)
             yield Made(progress=100, finish="stop")
         finally:
             self._running -= 1
@@ -52,7 +52,7 @@ class ByteMeter:
     def units_in(self, request: WorkRequest, blob: bytes) -> int:
         if not isinstance(request, EmbedRequest) or blob:
             raise RequestInvalid("this meter counts texts to embed.")
-        return max(1, sum(len(text.encode()) for text in request.inputs))
+        return max(1, sum(len(_bytes_of(text)) for text in request.inputs))
 
     def units_out_limit(self, request: WorkRequest, blob: bytes) -> int:  # noqa: ARG002 - the port's shape
         assert isinstance(request, EmbedRequest)
@@ -62,6 +62,11 @@ class ByteMeter:
         if len(piece) != 32:
             raise EncodingInvalid("a vector has 32 bytes here.")
         return 1
+
+
+def _bytes_of(given: EmbedInput) -> bytes:
+    """A text's bytes; of token ids, one for each."""
+    return given.encode() if isinstance(given, str) else bytes(token % 256 for token in given)
 
 
 async def check_work_engine(

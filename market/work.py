@@ -33,6 +33,12 @@ UNITS_LIMIT = 2**31 - 1
 TILE = 64
 
 _Text = Annotated[str, Field(max_length=200_000)]
+EMBED_TOKENS_LIMIT = 131_072
+EmbedInput = (
+    _Text
+    | Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=EMBED_TOKENS_LIMIT)]
+)
+"""A text, or the token ids that the model is to read as they are: those of its own tokenizer, special ones included."""
 
 
 class Work(Word):
@@ -50,7 +56,7 @@ class EmbedRequest:
     """One vector for each input. `dimensions`: so many of the first, normalised anew (Matryoshka models); 0: all."""
 
     kind: Literal["embed"] = "embed"
-    inputs: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=INPUTS_LIMIT)]
+    inputs: Annotated[tuple[EmbedInput, ...], Field(min_length=1, max_length=INPUTS_LIMIT)]
     dimensions: Annotated[int, Field(ge=0, le=65_536)] = 0
 
 

@@ -12,7 +12,7 @@ says `[SEP]` does not begin another.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,8 +63,11 @@ class PlainEncoder:
         self.pad = next((at for name in _PADS if (at := self._encoder.token_to_id(name)) is not None), 0)
         self.vocabulary = int(self._encoder.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, second: str | None = None, *, what: str = "the input") -> Encoded:
-        """Raises RequestInvalid for nothing, for too much, and for half a character."""
+    def encode(self, text: str | Sequence[int], second: str | None = None, *, what: str = "the input") -> Encoded:
+        """A text with the special tokens around it, or token ids as they came. Raises RequestInvalid for nothing, for
+        too much, for half a character, and for ids of another tokenizer as far as that shows."""
+        if not isinstance(text, str):
+            return self._taken(text, what)
         room = self.limit * CHARACTERS_PER_TOKEN
         if (characters := len(text) + len(second or "")) > room:
             raise RequestInvalid(
@@ -85,6 +88,21 @@ class PlainEncoder:
         if not found.ids:
             raise RequestInvalid(f"{what} is empty.", param="input")
         return Encoded(ids=tuple(found.ids), types=tuple(found.type_ids))
+
+    def _taken(self, ids: Sequence[int], what: str) -> Encoded:
+        if not 1 <= len(ids) <= self.limit:
+            raise RequestInvalid(
+                f"{what} has {len(ids)} tokens; 1 to {self.limit} are allowed.",
+                next_step="Send it in parts.",
+                param="input",
+            )
+        if max(ids) >= self.vocabulary or min(ids) < 0:
+            raise RequestInvalid(
+                f"{what} holds token ids that this model does not have: its vocabulary ends at {self.vocabulary}.",
+                next_step="Send the text itself, or the ids of this model's own tokenizer.",
+                param="input",
+            )
+        return Encoded(ids=tuple(ids), types=(0,) * len(ids))
 
 
 def load_plain_encoder(path: Path, *, limit: int) -> PlainEncoder:

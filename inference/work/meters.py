@@ -43,8 +43,8 @@ class EmbedMeter:
         self._encoder = encoder
 
     def units_in(self, request: WorkRequest, blob: bytes) -> int:
-        texts = _checked(EmbedRequest, request, blob).inputs
-        return sum(len(self._encoder.encode(text, what=f"input {at}").ids) for at, text in enumerate(texts))
+        inputs = _checked(EmbedRequest, request, blob).inputs
+        return sum(len(self._encoder.encode(given, what=f"input {at}").ids) for at, given in enumerate(inputs))
 
     def units_out_limit(self, request: WorkRequest, blob: bytes) -> int:
         return len(_checked(EmbedRequest, request, blob).inputs)

@@ -1,0 +1,1 @@
+"""Vectors that this node keeps so that it need not buy them twice: sealed, on disk, cleared when their user asks."""
