@@ -196,6 +196,8 @@ class Worker:
                 error: OctoError = EngineFailed("the engine's worker closed its stream.")
             except OctoError as caught:
                 error = caught
+            except OSError as caught:  # no memory, or no process, for another child
+                error = EngineFailed(f"the engine's worker cannot be started: {caught.strerror}.")
             came_up, self.ready = self.ready, False
             lost, self.streams = self.streams, {}
             self.blocks = self._no_blocks()

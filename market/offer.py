@@ -37,6 +37,7 @@ class ModelOffer:
     `mode_percent` is the share of the price that each of `modes` costs, in their order; 100 where it says nothing.
     `cached_percent` is the share of that which an answer from the provider's cache costs; 100: it keeps none.
     `features` is what the engine heeds of a task beyond the plain: `market.ports.EngineInfo.features`.
+    `warm`: it is in memory now; another one is loaded by the first task that asks for it.
     """
 
     model: Cid
@@ -52,6 +53,7 @@ class ModelOffer:
     mode_percent: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=8)] = ()
     cached_percent: Annotated[int, Field(ge=0, le=100)] = 100
     features: Annotated[tuple[Feature, ...], Field(max_length=16)] = ()
+    warm: bool = True
 
     @property
     def keeps_answers(self) -> bool:

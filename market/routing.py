@@ -101,7 +101,7 @@ class Reliable:
 def choose(
     needs: Needs, offers: Sequence[CheckedOffer], standing: Mapping[str, Mapping[str, float]], policy: Policy
 ) -> Choice:
-    ranked: list[tuple[float, bytes, Candidate]] = []
+    ranked: list[tuple[float, bool, bytes, Candidate]] = []
     refused: dict[str, str] = {}
     for checked in offers:
         peer = checked.offer.peer
@@ -113,11 +113,12 @@ def choose(
         candidate = Candidate(
             offer=checked, model=model, max_cost=_max_cost(needs, model), standing=standing.get(peer, {})
         )
-        # Equal scores are spread over peers by task, so that two equal providers share the work.
+        # Of equal scores those that need not load the model first; these are spread over peers by task, so that two
+        # equal providers share the work.
         spread = hashlib.sha256(needs.task + peer.encode()).digest()
-        ranked.append((policy.score(candidate, needs), spread, candidate))
-    ranked.sort(key=lambda entry: entry[:2])
-    candidates = tuple(candidate for _, _, candidate in ranked)
+        ranked.append((policy.score(candidate, needs), not model.warm, spread, candidate))
+    ranked.sort(key=lambda entry: entry[:3])
+    candidates = tuple(candidate for _, _, _, candidate in ranked)
     return Choice(ranked=candidates, refused=refused, because=_because(candidates, policy))
 
 

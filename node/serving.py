@@ -12,14 +12,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.devices import CardAccess
 from inference.engines.diffusion import open_diffusion_engine
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
 from inference.engines.openai_http import open_openai_engine
 from inference.engines.speech import open_speaking_engine, open_transcription_engine
-from inference.hardware import detect_hardware
+from inference.hardware import Hardware, detect_hardware
 from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
-from inference.models.library import model_folder, model_of, open_tokenizer, publish_described, weights_path
+from inference.models.library import model_folder, model_of, models_in, open_tokenizer, publish_described, weights_path
 from inference.models.manifest import Format, Manifest, Role
 from inference.models.plain_tokenizer import PlainTokenizer
 from inference.models.store import Store
@@ -37,7 +38,8 @@ from market.task import ChatMessage, Mode
 from market.work import Work
 from node.measurements import SLOTS_A_THREAD, known_speed, remembered, setup_for
 from node.serving_vllm import open_vllm, vllm_fits
-from node.settings import Settings, Share
+from node.settings import EngineSettings, Settings, Share
+from node.shaping import cards_of, shape_of, usable, would_fit
 
 ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX, EngineKind.SPEECH, EngineKind.DIFFUSION)
 """In the order in which they are tried; vLLM, which the settings must name, comes after them."""
@@ -45,22 +47,36 @@ ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX, EngineKind.SPEECH, EngineKind.
 
 @asynccontextmanager
 async def open_serving(
-    model: str, manifest: Manifest, *, store: Store, settings: Settings, engine: Engine | None = None
+    model: str,
+    manifest: Manifest,
+    *,
+    store: Store,
+    settings: Settings,
+    engine: Engine | None = None,
+    reader: Reader | None = None,
+    speed: float | None = None,
 ) -> AsyncIterator[Serving]:
-    """Load a model that is in the store and yield it once it answers. `engine` stands in for the one it would get.
+    """Load a model that is in the store and yield it once it answers. `engine` stands in for the one it would get,
+    `reader` and `speed` are what is known of it already.
 
     The files are held while it runs. Raises NodeMisconfigured with what would fit, EngineFailed, ContentError.
     """
-    kind = EngineKind.LLAMA_CPP if engine is not None else choose_engine(manifest, settings)
+    hardware = await asyncio.to_thread(detect_hardware)
+    able = await usable(settings.engine, manifest, hardware)
+    kind = EngineKind.LLAMA_CPP
+    if engine is None:
+        kind = choose_engine(manifest, settings, able, await models_in(store))
     async with AsyncExitStack() as stack:
         for file in manifest.files:
             stack.enter_context(store.using(file.cid))
         if kind not in (EngineKind.LLAMA_CPP, EngineKind.VLLM):
-            meter = await _meter(store, manifest)
+            meter = reader.meter if reader is not None and reader.meter else await _meter(store, manifest)
             worker = await stack.enter_async_context(
-                _open_worker(kind, await model_folder(store, manifest), manifest, meter, settings.engine.threads or 1)
+                _open_worker(
+                    kind, await model_folder(store, manifest), manifest, meter, settings.engine, await cards_of(able)
+                )
             )
-            offer = _offer(
+            offer = make_offer(
                 model,
                 manifest,
                 settings,
@@ -69,32 +85,40 @@ async def open_serving(
             )
             yield ServedWork(offer, worker, meter)
             return
-        tokenizer = await open_tokenizer(store, manifest)
-        speed = None
+        known = reader.tokenizer if reader is not None else None
+        tokenizer = known or await open_tokenizer(store, manifest)
         if kind is EngineKind.VLLM:
             engine = await stack.enter_async_context(open_vllm(manifest, store=store, settings=settings))
         elif engine is None:
-            hardware = await asyncio.to_thread(detect_hardware)
             measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
+            path = await weights_path(store, manifest)
+            context = min(settings.engine.context, manifest.context or settings.engine.context)
             setup = setup_for(settings.engine, measured, model=model, cores=hardware.cores)
-            speed = known_speed(setup, measured)
+            shape = await shape_of(setup, settings.engine, able, manifest, weights=path, context=context)
+            setup = shape.setup
+            speed = known_speed(setup, measured) if speed is None else speed
             engine = await stack.enter_async_context(
                 open_llama_engine(
-                    await weights_path(store, manifest),
+                    path,
                     workers=setup.workers,
                     threads=setup.threads,
                     slots=setup.slots,
-                    context=min(settings.engine.context, manifest.context or settings.engine.context),
+                    context=context,
+                    gpu_layers=shape.gpu_layers,
+                    vram_bytes=shape.vram_bytes,
                 )
             )
         speed = speed if speed is not None else await measure_speed(engine)
-        offer = _offer(model, manifest, settings, engine=engine.info, speed=speed)
+        offer = make_offer(model, manifest, settings, engine=engine.info, speed=speed)
         yield Served(offer, engine, tokenizer)
 
 
-def choose_engine(manifest: Manifest, settings: Settings) -> EngineKind:
-    """The first that can run it here. Raises NodeMisconfigured with every engine's reason."""
-    machine = machine_of(detect_hardware())
+def choose_engine(
+    manifest: Manifest, settings: Settings, hardware: Hardware, models: Mapping[str, Manifest]
+) -> EngineKind:
+    """The first that can run it here. Raises NodeMisconfigured with every engine's reason, and what would fit, in
+    another format or of the `models` of this store."""
+    machine = machine_of(hardware)
     fits = compatibility(manifest, here=machine, engines=ENGINES)
     here = [*(fit for fit in fits if fit.tier == HERE), vllm_fits(manifest, settings.vllm, machine)]
     for fit in here:
@@ -102,7 +126,8 @@ def choose_engine(manifest: Manifest, settings: Settings) -> EngineKind:
             return fit.engine
     raise NodeMisconfigured(
         f"{manifest.name} {manifest.version} cannot run here: {_reasons(here)}.",
-        next_step="`octo-node models show` says where it runs; `models search --fits` finds models that fit.",
+        next_step=would_fit(manifest, machine, models, ENGINES)
+        or "`octo-node models show` says where it runs; `models search --fits` finds models that fit.",
     )
 
 
@@ -145,7 +170,7 @@ async def open_shared(share: Share, *, store: Store, settings: Settings, wallet:
         speed = await measure_speed(
             engine, PlainTokenizer().render((ChatMessage(role="user", content="Count to 20."),))
         )
-        offer = _offer(model, manifest, settings, engine=engine.info, speed=speed)
+        offer = make_offer(model, manifest, settings, engine=engine.info, speed=speed)
         yield Served(offer, engine, PlainTokenizer())
 
 
@@ -159,14 +184,15 @@ async def _publish_remote(store: Store, name: str, info: EngineInfo, wallet: Wal
 
 
 def _open_worker(
-    kind: EngineKind, folder: Path, manifest: Manifest, meter: Meter, threads: int
+    kind: EngineKind, folder: Path, manifest: Manifest, meter: Meter, settings: EngineSettings, cards: CardAccess
 ) -> AbstractAsyncContextManager[SupervisedEngine]:
+    threads = settings.threads or 1
     if kind is EngineKind.DIFFUSION:
-        return open_diffusion_engine(folder, threads=threads)
+        return open_diffusion_engine(folder, threads=threads, cards=cards)
     if manifest.format == Format.VOICE:
         return open_speaking_engine(folder)
     if kind is EngineKind.SPEECH:
-        return open_transcription_engine(folder, threads=threads)
+        return open_transcription_engine(folder, threads=threads, cards=cards)
     return open_onnx_engine(
         folder,
         kind=onnx_kind(manifest),
@@ -174,6 +200,8 @@ def _open_worker(
         meter=meter,
         context=onnx_context(manifest),
         precision=manifest.quantisation,
+        providers=settings.onnx_providers,
+        cards=cards,
         threads=threads,
     )
 
@@ -196,7 +224,7 @@ async def _meter(store: Store, manifest: Manifest) -> Meter:
     return await store.in_thread(onnx_meter, manifest, paths)
 
 
-def _offer(
+def make_offer(
     model: str,
     manifest: Manifest,
     settings: Settings,
@@ -205,6 +233,7 @@ def _offer(
     speed: float = 0.0,
     works: tuple[Work, ...] = (Work.CHAT,),
 ) -> ModelOffer:
+    """Of a model that is loaded, or was."""
     return ModelOffer(
         model=model,
         weights=manifest.cited.cid,
