@@ -6,7 +6,6 @@ Only the worker process imports this module, because a bad model file can take t
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +14,12 @@ import llama_cpp
 import numpy as np
 
 from inference.batch import Row
-from inference.hardware import isa_word
 from inference.llama_grammar import LlamaGrammars
+from inference.llama_library import LlamaLog, engine_class, load_model
 from inference.sampler import Logits
 from inference.scheduler import CHUNK, lone
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
 
-GGML_LOG_LEVEL_ERROR: Final = 4
-"""From ggml.h; llama-cpp-python does not export it."""
 _KV_VALUE_BYTES: Final = 2  # f16
 _COMPUTE_BYTES: Final = 96 * 1024 * 1024
 """Graph and output buffers for 64 rows; 60 MB were seen for the default model."""
@@ -42,8 +39,7 @@ class LlamaContext:
         self.threads, self.size = threads, size
         self._gpu_layers = gpu_layers
         self._slots = slots
-        self._errors: list[str] = []
-        self._log = self._quiet_log()
+        self._log = LlamaLog()
         self._model = self._load(path)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
@@ -57,11 +53,8 @@ class LlamaContext:
     @property
     def engine(self) -> str:
         """The engine class: library, version, instruction set, quantisation; equal classes replay bit for bit."""
-        info = llama_cpp.llama_print_system_info().decode()
-        flags = {part.split("=")[0].strip().lower() for part in info.replace(":", "|").split("|") if "= 1" in part}
         # Canonical chunks were measured on CPUs only: with layers elsewhere it is another class.
-        where = f"gpu{self._gpu_layers}-" if self._gpu_layers else ""
-        return f"llama.cpp/{llama_cpp.__version__}/{where}cpu-{isa_word(flags)}/{self._file_type()}"
+        return engine_class(self._model, where=f"gpu{self._gpu_layers}-" if self._gpu_layers else "")
 
     def grammars(self) -> LlamaGrammars:
         """For this model's vocabulary; what is slow about them is done here."""
@@ -106,18 +99,6 @@ class LlamaContext:
         row: Logits = np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
         return row
 
-    def _quiet_log(self) -> Any:
-        """The library's error lines are kept for our own errors; nothing is printed. Must outlive the library."""
-
-        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-        def note(level: int, text: bytes, _data: object) -> None:
-            if level == GGML_LOG_LEVEL_ERROR and len(self._errors) < 16:
-                self._errors.append(text.decode(errors="replace").strip())
-
-        llama_cpp.llama_log_set(note, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        return note
-
     def _load(self, path: Path) -> Any:
         options = llama_cpp.llama_model_default_params()
         if self._gpu_layers and not llama_cpp.llama_supports_gpu_offload():
@@ -126,19 +107,10 @@ class LlamaContext:
                 next_step="Build it with CMAKE_ARGS=-DGGML_CUDA=on, or set the GPU layers to 0.",
             )
         options.n_gpu_layers = self._gpu_layers
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        if not model:
-            raise ModelFileInvalid(
-                f"llama.cpp cannot load {path.name}: {self._reason()}.", next_step="Pull or convert the model again."
-            )
+        model = load_model(path, options, self._log)
         if not llama_cpp.llama_model_has_decoder(model):
-            raise ModelFileInvalid(f"{path.name} is not a model that generates text.")
+            raise _writes_nothing(path)
         return model
-
-    def _reason(self) -> str:
-        """The library's first error line, which names the cause; the ones after it repeat that it failed."""
-        line = self._errors[0] if self._errors else "it gives no reason"
-        return line.rsplit(": ", 1)[-1][:200] if line.count(": ") == 1 else line[:200]
 
     def _check_size(self, path: Path, slots: int, memory_bytes: int) -> None:
         trained = int(llama_cpp.llama_model_n_ctx_train(self._model))
@@ -176,7 +148,9 @@ class LlamaContext:
         options.kv_unified = False
         context = llama_cpp.llama_init_from_model(self._model, options)
         if not context:
-            raise ModelFileInvalid(f"llama.cpp cannot open a context for {path.name}: {self._reason()}.")
+            raise ModelFileInvalid(f"llama.cpp cannot open a context for {path.name}: {self._log.reason()}.")
+        if not llama_cpp.llama_get_memory(context):  # as with BERT: it reads a text at once, and remembers nothing
+            raise _writes_nothing(path)
         return context
 
     def _warm_up(self) -> None:
@@ -184,11 +158,9 @@ class LlamaContext:
         self.decode([Row(0, 0, at, wanted=at == CHUNK - 1) for at in range(CHUNK)])
         self.forget(0, 0)
 
-    def _file_type(self) -> str:
-        text = ctypes.create_string_buffer(16)
-        if llama_cpp.llama_model_meta_val_str(self._model, b"general.file_type", text, len(text)) < 0:
-            return "unknown"
-        prefix = "LLAMA_FTYPE_MOSTLY_"
-        names = {getattr(llama_cpp, name): name.removeprefix(prefix) for name in dir(llama_cpp) if prefix in name}
-        names[0] = "F32"
-        return str(names.get(int(text.value), "unknown")).lower()
+
+def _writes_nothing(path: Path) -> ModelFileInvalid:
+    return ModelFileInvalid(
+        f"{path.name} is not a model that generates text.",
+        next_step="One that embeds or reranks is added as such: `octo-node models add --modality embedding`.",
+    )

@@ -2,9 +2,9 @@
 
 Lives here: rows of all tasks by length, turns between tasks. Knows no model and no time.
 
-Where a call is a rectangle, a text is padded to the width of its bucket, whatever shares its batch: what the model makes
-of it then depends on the batch in the number of rows alone. The task whose turn it is names the bucket, and rows of all
-tasks fill it. Where a call is a list of tokens, texts of all lengths share it, as long as they fit.
+Where a call is a rectangle, a text is padded to the width of its bucket, whatever shares its batch: what the model
+makes of it then depends on the batch in the number of rows alone. The task whose turn it is names the bucket, and rows
+of all tasks fill it. Where a call is a list of tokens, texts of all lengths share it, as long as they fit.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Rows:
         first = turns[0]
         self._now = max(self._now, first.served)
         bucket = first.order[min(rows[0].at for rows in first.buckets.values() if rows)]
-        room, taken = self._tokens_limit, []
+        room = self._tokens_limit
+        taken: list[tuple[Pending, Row]] = []
         left = [work for work in turns if work.buckets.get(bucket)]
         while left and len(taken) < self._rows_limit:
             for work in left[: self._rows_limit - len(taken)]:

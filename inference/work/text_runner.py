@@ -27,8 +27,12 @@ class TextModel(Protocol):
     together, each a call of its own."""
 
     tokens_limit: int
-    padded: bool
-    probes: Sequence[Sequence[int]]
+
+    @property
+    def padded(self) -> bool: ...
+
+    @property
+    def probes(self) -> Sequence[Sequence[int]]: ...
 
     def outputs(self, texts: Sequence[Encoded]) -> list[Array]:
         """What its head wants, for each text. Raises EngineFailed."""
@@ -111,7 +115,7 @@ class TextRunner:
         Raises ModelFileInvalid if it cannot run at all.
         """
         try:
-            return all([self._agrees(probe) for probe in self._model.probes])
+            return all(self._agrees(probe) for probe in self._model.probes)
         except EngineFailed as error:
             raise ModelFileInvalid(
                 f"the model does not run: {error.message}", next_step="Its kind is not what its manifest says."
