@@ -47,10 +47,10 @@ async def supports_offload(command: Sequence[str] = (), *, limit_s: float = TIME
 
 def main() -> int:
     die_with_parent()
+    import llama_cpp  # as a worker does: it wants /dev/null; cards are looked for later
+
     cards = card_access()
     confine(map(Path, cards.readable), memory_bytes=_MEMORY_BYTES, devices=[Path(path) for path in cards.devices])
-    import llama_cpp
-
     llama_cpp.llama_backend_init()
     sys.stdout.write("yes" if llama_cpp.llama_supports_gpu_offload() else "no")
     return 0

@@ -42,9 +42,12 @@ def on_cards(setup: Setup, burden: Burden, *, vram_bytes: tuple[int, ...], worke
     return (replace(setup, workers=workers), layers) if layers else (setup, 0)
 
 
-def in_memory(setup: Setup, burden: Burden, *, ram_bytes: int, cores: int) -> Setup:
-    """As many workers as fit, which share the cores; one if not even one does: then it says what is missing."""
+def in_memory(setup: Setup, burden: Burden, *, ram_bytes: int, cores: int, slots_named: bool = False) -> Setup:
+    """As many workers as fit, which share the cores; if not even one does, it has as many slots as fit (unless
+    somebody named how many), and one at least: then it says itself what is missing."""
     workers = max(1, min(setup.workers, ram_bytes // burden.of(setup.slots)))
-    if workers == setup.workers:
+    if workers < setup.workers:
+        setup = replace(setup, workers=workers, threads=max(setup.threads, cores // workers))
+    if burden.of(setup.slots) <= ram_bytes or slots_named:
         return setup
-    return replace(setup, workers=workers, threads=max(setup.threads, cores // workers))
+    return replace(setup, slots=max(1, (ram_bytes - burden.of(0)) // max(1, burden.slot_bytes)))

@@ -135,12 +135,16 @@ class Mesh(_Section):
 class EngineSettings(_Section):
     """`workers` processes of `threads` threads; each serves `slots` tasks of `context` tokens. Without them: what
     `bench hardware --tune` found, else all cores by twos, with eight slots a thread.
+    `gpu_layers` of a model go to the graphics cards: -1 all, 0 none, and then no engine uses a card; none named: as
+    many as fit, if llama.cpp was built for cards. `onnx_providers`: where ONNX Runtime computes, most wanted first.
     `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
 
     workers: Annotated[int, Field(ge=1, le=256)] | None = None
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
     context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
+    gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
+    onnx_providers: Annotated[tuple[Literal["cpu", "cuda", "tensorrt"], ...], NoDecode, BeforeValidator(_listed)] = ()
     response_cache: OptionalBytes = 0
     response_cache_ttl_s: Annotated[float, Field(ge=1, le=365 * 24 * 3600)] = 24 * 3600.0
 
