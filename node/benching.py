@@ -24,6 +24,7 @@ from inference.tuning import Setup, Tuning, tune
 from market.errors import RequestInvalid
 from node.measurements import Entry, engine_version, hardware_words, key_of, remembered, save_entry, setup_for
 from node.settings import Settings
+from node.shaping import Shape, shape_of, usable
 
 log = structlog.get_logger()
 
@@ -48,15 +49,23 @@ async def bench_hardware(
     manifest = await model_of(store, model)
     _check(manifest)
     known = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
-    setup = setup_for(settings.engine, None, model=model, cores=hardware.cores)
+    shape = await shape_of(
+        setup_for(settings.engine, None, model=model, cores=hardware.cores),
+        settings.engine,
+        await usable(settings.engine, manifest, hardware),
+        manifest,
+        weights=await weights_path(store, manifest),
+        context=_context(settings, manifest),
+    )
+    setup = shape.setup
     best = known.tuned if known is not None else None
     tuning = None
     if tune_s is not None:
-        tuning = await _tuned(settings, store, setup, hardware=hardware, budget_s=tune_s, told=told)
+        tuning = await _tuned(settings, store, shape, hardware=hardware, budget_s=tune_s, told=told)
         best = replace(tuning.best, model=model)  # another format is a suggestion: it is another model to its buyers
     named = settings.engine.model_fields_set & {"workers", "threads", "slots"}
     used = setup if best is None or named else best
-    async with _opened(settings, store, used) as opened:
+    async with _opened(settings, store, used, shape) as opened:
 
         def step(done: int, total: int) -> None:
             told("measuring", done / total)
@@ -80,17 +89,17 @@ async def bench_hardware(
 
 
 async def _tuned(
-    settings: Settings, store: Store, setup: Setup, *, hardware: Hardware, budget_s: float, told: Told
+    settings: Settings, store: Store, shape: Shape, *, hardware: Hardware, budget_s: float, told: Told
 ) -> Tuning:
     def heard(tried: Setup, share: float) -> None:
         told(f"trying {tried.workers} x {tried.threads} threads, {tried.slots} slots", share)
 
     return await tune(
-        setup,
-        lambda tried: _opened(settings, store, tried),
+        shape.setup,
+        lambda tried: _opened(settings, store, tried, shape),
         cores=hardware.cores,
         clock=time.monotonic,
-        models=formats_of(setup.model, await models_in(store)),
+        models=formats_of(shape.setup.model, await models_in(store)),
         budget_s=budget_s,
         heard=heard,
     )
@@ -110,7 +119,8 @@ def formats_of(model: str, here: Mapping[str, Manifest]) -> list[str]:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, store: Store, setup: Setup) -> AsyncIterator[LlamaEngine]:
+async def _opened(settings: Settings, store: Store, setup: Setup, shape: Shape) -> AsyncIterator[LlamaEngine]:
+    """As `setup` says; where its layers lie is `shape`'s to say."""
     manifest = await model_of(store, setup.model)
     path = await weights_path(store, manifest)
     with store.using(manifest.weights[0].cid):
@@ -119,9 +129,15 @@ async def _opened(settings: Settings, store: Store, setup: Setup) -> AsyncIterat
             workers=setup.workers,
             threads=setup.threads,
             slots=setup.slots,
-            context=min(settings.engine.context, manifest.context or settings.engine.context),
+            context=_context(settings, manifest),
+            gpu_layers=shape.gpu_layers,
+            vram_bytes=shape.vram_bytes,
         ) as engine:
             yield engine
+
+
+def _context(settings: Settings, manifest: Manifest) -> int:
+    return min(settings.engine.context, manifest.context or settings.engine.context)
 
 
 def _check(manifest: Manifest) -> None:

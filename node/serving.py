@@ -73,7 +73,12 @@ async def open_serving(
             meter = reader.meter if reader is not None and reader.meter else await _meter(store, manifest)
             worker = await stack.enter_async_context(
                 _open_worker(
-                    kind, await model_folder(store, manifest), manifest, meter, settings.engine, await cards_of(able)
+                    kind,
+                    await model_folder(store, manifest),
+                    manifest,
+                    meter,
+                    settings=settings.engine,
+                    cards=await cards_of(able),
                 )
             )
             offer = make_offer(
@@ -184,7 +189,7 @@ async def _publish_remote(store: Store, name: str, info: EngineInfo, wallet: Wal
 
 
 def _open_worker(
-    kind: EngineKind, folder: Path, manifest: Manifest, meter: Meter, settings: EngineSettings, cards: CardAccess
+    kind: EngineKind, folder: Path, manifest: Manifest, meter: Meter, *, settings: EngineSettings, cards: CardAccess
 ) -> AbstractAsyncContextManager[SupervisedEngine]:
     threads = settings.threads or 1
     if kind is EngineKind.DIFFUSION:
