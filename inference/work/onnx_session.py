@@ -22,7 +22,8 @@ PROVIDERS: Final[Mapping[str, str]] = {
 }
 _SILENT: Final = 4
 """Only fatal errors are logged: warnings quote the model."""
-_INPUTS_LIMIT: Final = 64
+_INPUTS_LIMIT: Final = 4096
+"""A decoder has two for each of its layers."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -68,6 +69,44 @@ class Session:
         if not isinstance(made, np.ndarray) or made.dtype.kind != "f":
             raise EngineFailed("the model's output is not made of floating-point numbers.")
         return made
+
+    def run_all(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Several outputs, in order. Raises EngineFailed if the graph does not take it, or makes something else."""
+        try:
+            made = self._session.run(list(outputs), dict(feeds))
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineFailed(f"the model failed on the input ({type(error).__name__}).") from None
+        if not all(isinstance(array, np.ndarray) for array in made):
+            raise EngineFailed("the model's output is no array.")
+        return list(made)
+
+    def bind(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
+        """A run that can be repeated: it reads and writes these very arrays. Raises EngineFailed."""
+        return Bound(self._session, feeds, outputs)
+
+
+class Bound:
+    """Arrays tied to a graph's inputs and outputs: nothing is allocated or copied for a run on the processor."""
+
+    def __init__(self, session: Any, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self._session = session
+        self._kept = (feeds, outputs)  # the binding knows their addresses alone
+        self._binding = session.io_binding()
+        try:
+            for name, array in feeds.items():
+                self._binding.bind_cpu_input(name, array)
+            for name, array in outputs.items():
+                kind, place = array.dtype.type, array.ctypes.data
+                self._binding.bind_output(name, "cpu", 0, kind, array.shape, place)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineFailed(f"the model does not take its input ({type(error).__name__}).") from None
+
+    def run(self) -> None:
+        """Raises EngineFailed if the graph does not take it, or makes something of another shape."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineFailed(f"the model failed on the input ({type(error).__name__}).") from None
 
 
 def choose_providers(names: Sequence[str], available: Collection[str], *, fall_back: bool) -> list[str]:
