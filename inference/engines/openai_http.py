@@ -72,6 +72,7 @@ class OpenAiEngine:
         isolation: str = "none",
         unavailable: Callable[[], EngineFailed | None] = lambda: None,
         on_silence: Callable[[], None] = lambda: None,
+        pids: Callable[[], tuple[int, ...]] = lambda: (),
     ) -> None:
         self._upstream = upstream
         self._dialect = dialect
@@ -79,9 +80,15 @@ class OpenAiEngine:
         self._places = Places(info.slots)
         self._unavailable = unavailable
         self._on_silence = on_silence
+        self._pids = pids
         self.info = info
         self.leaves_host = leaves_host
         self.isolation = isolation
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Of a server that we started, its first process; the others are below it."""
+        return self._pids()
 
     def load(self) -> EngineLoad:
         return self._places.load()

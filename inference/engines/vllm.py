@@ -135,6 +135,7 @@ async def open_vllm_engine(
             isolation=process.isolation,
             unavailable=process.unavailable,
             on_silence=process.restart,
+            pids=lambda: (process.pid,) if process.pid else (),
         )
 
 

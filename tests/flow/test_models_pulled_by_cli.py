@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from devnets import ROOT
 from model_town import a_model
-from two_machines import PROVIDER, Machine, open_wire, why_not
+from program import PROGRAM, environment, octo, running
+from two_machines import PROVIDER, open_wire, why_not
 
 from inference.models.default_model import shipped_manifest
 from inference.models.manifest import manifest_cid, read_manifest
 
 pytestmark = [pytest.mark.processes, pytest.mark.model]
 
-PROGRAM = [sys.executable, "-m", "node.cli"]
 DEFAULT = manifest_cid(shipped_manifest())
 SIZE = read_manifest(shipped_manifest().encoded()).size_bytes
 MB = 1 << 20
-
-
-def environment(folder: Path, address: str = "127.0.0.1") -> dict[str, str]:
-    own = {name: text for name, text in os.environ.items() if not name.startswith("OCTO_")}
-    return {**own, "OCTO_DATA_DIR": str(folder), "OCTO_MESH__LISTEN": f"/ip4/{address}/tcp/0", "OCTO_API__PORT": "0"}
-
-
-def octo(folder: Path, *words: str, machine: Machine | None = None, ok: bool = True) -> dict:
-    command = [*PROGRAM, *words, "--json"]
-    command = machine.command(*command) if machine else command
-    address = machine.address if machine else "127.0.0.1"
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(folder, address), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
-@contextmanager
-def running(folder: Path, *words: str, machine: Machine | None = None) -> Iterator[dict]:
-    """`octo-node start`, until the end of the block; yields what --ready-file holds."""
-    ready = folder.with_suffix(".json")
-    command = [*PROGRAM, "start", "--ready-file", str(ready), *words]
-    command = machine.command(*command) if machine else command
-    address = machine.address if machine else "127.0.0.1"
-    with (folder.with_suffix(".log")).open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(folder, address), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while not ready.exists():
-                assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            yield json.loads(ready.read_text())
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,7 @@ async def test_it_is_started_with_what_it_needs_and_leaves_nothing_behind(python
         assert after(words, "--max-num-seqs") == "3" and "--block-size=16" in words
         assert not {"USER", "SHELL", "PYTHONPATH"} & set(names) and "VLLM_API_KEY" in names
         below = [child.pid for child in psutil.Process().children(recursive=True) if _is_ours(child, python)]
-        assert below
+        assert below and set(engine.worker_pids) <= set(below) and len(engine.worker_pids) == 1
     assert not [pid for pid in below if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
