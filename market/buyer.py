@@ -97,12 +97,14 @@ class BuyerTerms:
 
 
 class Purchase:
-    """An answer in the making. Iterate over its deltas, or over its parts; then `outcome` is set."""
+    """An answer in the making. Iterate over its deltas, or over its parts; then `outcome` is set. `on_progress` hears
+    how far the provider says that it is, in percent."""
 
     def __init__(self, order: Order | WorkOrder) -> None:
         self.order = order
         self.outcome: Outcome | None = None
         self.cancelled = asyncio.Event()
+        self.on_progress: Callable[[int], None] = lambda _percent: None
         self._queue: asyncio.Queue[Shown | OctoError | None] = asyncio.Queue()
 
     async def deltas(self) -> AsyncIterator[Delta]:
@@ -126,6 +128,9 @@ class Purchase:
     def cancel(self) -> None:
         """Nobody reads on: stop the provider, settle what was delivered."""
         self.cancelled.set()
+
+    def note_progress(self, percent: int) -> None:
+        self.on_progress(percent)
 
     def put(self, item: Shown | OctoError | None) -> None:
         self._queue.put_nowait(item)  # bounded by max_tokens, so a slow reader needs no other bound
@@ -207,6 +212,7 @@ class Buyer:
                 ask=ask,
                 cancelled=purchase.cancelled,
                 emit=purchase.put,
+                on_progress=purchase.note_progress,
             )
             try:
                 conversation = await self._network.open_conversation(PeerId(candidate.peer), task_id)

@@ -7,6 +7,7 @@ no more than the offer said.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -49,6 +50,7 @@ class Deal:
         ask: Ask,
         cancelled: asyncio.Event,
         emit: Emit,
+        on_progress: Callable[[int], None],
     ) -> None:
         self._parts = parts
         self._candidate = candidate
@@ -56,6 +58,7 @@ class Deal:
         self._ask = ask
         self._cancelled = cancelled
         self._emit = emit
+        self._on_progress = on_progress
         self.prepaid = False
         """Whether money left before anything came back."""
         self.started = False
@@ -102,6 +105,7 @@ class Deal:
                 cancelled=self._cancelled,
                 emit=self._emit,
                 on_start=lambda: self._on_start(cost_in),
+                on_progress=self._on_progress,
             )
             outcome = await reception.story()
             broken = False

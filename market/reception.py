@@ -80,8 +80,10 @@ class Reception:
         cancelled: asyncio.Event,
         emit: Emit,
         on_start: Callable[[], None],
+        on_progress: Callable[[int], None],
     ) -> None:
-        """`echo` hears what an answer from the cache should be."""
+        """`echo` hears what an answer from the cache should be; `on_progress` how far the provider says that it is, in
+        percent: a claim, and nothing that is paid for."""
         self._parts = parts
         self._echo = echo
         self._talk = talk
@@ -96,6 +98,7 @@ class Reception:
         self._cancelled = cancelled
         self._emit = emit
         self._on_start = on_start
+        self._on_progress = on_progress
         self._transcript = parts.verifier.open_transcript(
             task=task_id,
             quote=quote.digest(),
@@ -157,7 +160,9 @@ class Reception:
         now_s = asyncio.get_running_loop().time()
         if isinstance(body, Tokens | Piece) or (isinstance(body, Progress) and body.percent > self._progress):
             self._moved_s = now_s
-            self._progress = body.percent if isinstance(body, Progress) else self._progress
+            if isinstance(body, Progress):
+                self._progress = body.percent
+                self._on_progress(body.percent)
         patience_s = self._parts.terms.patience_s[self._quote.mode]
         if now_s - self._moved_s > patience_s:
             raise PeerTimedOut(

@@ -88,13 +88,27 @@ class WholeOnly:
         return None
 
 
+Settle = Callable[[Sequence[Answer]], Awaitable[None]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A request, understood: what is bought for it and how it is told."""
+    """A request, understood: what is bought for it (nothing, if all is known) and how it is told."""
 
     orders: Sequence[Order | WorkOrder]
     form: Form
     stream: bool = False
+    settle: Settle | None = None
+    """Hears of all answers before they are told; for forms that do not stream."""
+
+
+class Watch(Protocol):
+    """Somebody who looks on while an answer is gathered."""
+
+    def shown(self, index: int, item: Shown) -> None: ...
+
+    def progress(self, percent: int) -> None:
+        """What the provider says of itself."""
 
 
 Prepare = Callable[[bytes], Awaitable[Prepared]]
@@ -125,7 +139,7 @@ class Answering:
                 if prepared.stream:
                     return await self._stream(request, prepared.form, events)
                 answers = await gathered(events, choices=len(prepared.orders))
-        whole = await _written(prepared.form, answers)
+        whole = await _written(prepared, answers)
         return web.Response(
             body=whole.body,
             content_type=whole.content_type,
@@ -133,15 +147,17 @@ class Answering:
             headers={**octo_headers([answer.outcome for answer in answers]), **whole.headers},
         )
 
-    async def whole(self, prepared: Prepared) -> tuple[Whole, Sequence[Outcome]]:
+    async def whole(self, prepared: Prepared, watch: Watch | None = None) -> tuple[Whole, Sequence[Outcome]]:
         """The same without HTTP, and beside the slots: whoever calls keeps to a limit of its own."""
-        async with self._open(prepared.orders, time.perf_counter()) as events:
-            answers = await gathered(events, choices=len(prepared.orders))
-        return await _written(prepared.form, answers), [answer.outcome for answer in answers]
+        async with self._open(prepared.orders, time.perf_counter(), watch) as events:
+            answers = await gathered(_watched(events, watch), choices=len(prepared.orders))
+        return await _written(prepared, answers), [answer.outcome for answer in answers]
 
     @asynccontextmanager
-    async def _open(self, orders: Sequence[Order | WorkOrder], began_s: float) -> AsyncIterator[AsyncIterator[Event]]:
-        async with open_answers(self._node.buyer, orders) as events:
+    async def _open(
+        self, orders: Sequence[Order | WorkOrder], began_s: float, watch: Watch | None = None
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        async with open_answers(self._node.buyer, orders, watch.progress if watch else None) as events:
             yield self._counted(events, orders, began_s)
 
     async def _counted(
@@ -221,7 +237,17 @@ class Answering:
                 await response.write(data)
 
 
-async def _written(form: Form, answers: Sequence[Answer]) -> Whole:
+async def _watched(events: AsyncIterator[Event], watch: Watch | None) -> AsyncIterator[Event]:
+    async for index, item in events:
+        if watch is not None and not isinstance(item, Outcome):
+            watch.shown(index, item)
+        yield index, item
+
+
+async def _written(prepared: Prepared, answers: Sequence[Answer]) -> Whole:
+    form = prepared.form
+    if prepared.settle is not None:
+        await prepared.settle(answers)
     size = sum(len(item.data) for answer in answers for item in answer.shown if isinstance(item, Part))
     if size <= _INLINE_BYTES:
         return form.whole(answers)
@@ -237,6 +263,8 @@ def _piece(form: Form, index: int, item: Shown | Outcome, outcomes: dict[int, Ou
 
 def octo_headers(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """The receipt, who served it and what it cost, for who does not look into the body."""
+    if not outcomes:  # nothing was bought
+        return {"x-octo-amount": "0"}
     return {
         "x-octo-receipt": ", ".join(outcome.receipt for outcome in outcomes),
         "x-octo-provider": ", ".join(outcome.provider for outcome in outcomes),

@@ -6,7 +6,7 @@ Each choice of a request with n > 1 is a purchase of its own: another seed posit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from market.buyer import Buyer, Order, Purchase, WorkOrder
@@ -29,13 +29,19 @@ class Answer:
 
 
 @asynccontextmanager
-async def open_answers(buyer: Buyer, orders: Sequence[Order | WorkOrder]) -> AsyncIterator[AsyncIterator[Event]]:
-    """Buy all `orders` at once. Leaving the block early cancels what still runs.
+async def open_answers(
+    buyer: Buyer, orders: Sequence[Order | WorkOrder], on_progress: Callable[[int], None] | None = None
+) -> AsyncIterator[AsyncIterator[Event]]:
+    """Buy all `orders` at once. Leaving the block early cancels what still runs. `on_progress` hears how far the
+    provider says that it is, in percent.
 
     The events raise the first OctoError that ended any of the answers.
     """
     async with AsyncExitStack() as stack:
         purchases = [await stack.enter_async_context(buyer.buy(order)) for order in orders]
+        if on_progress is not None:
+            for purchase in purchases:
+                purchase.on_progress = on_progress
         if len(purchases) == 1:
             events = _told(0, purchases[0])
         else:
