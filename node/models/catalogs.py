@@ -115,10 +115,12 @@ class Catalogs:
             version = self._mesh.version
             peers = asyncio.create_task(self._a_peer_comes(version))
             told = asyncio.create_task(self._news.wait())
-            await asyncio.wait([peers, told], timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            for task in (peers, told):
-                task.cancel()
-            await asyncio.gather(peers, told, return_exceptions=True)
+            try:
+                await asyncio.wait([peers, told], timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (peers, told):
+                    task.cancel()
+                await asyncio.gather(peers, told, return_exceptions=True)
 
     async def refresh(self, creator: bytes, name: str) -> None:
         """Ask connected peers for one catalog and keep the newest."""

@@ -57,6 +57,14 @@ async def test_a_bare_node_serves_its_own_gateway_for_nothing(tmp_path):
         assert answer["octo"]["amount"] == 0
 
 
+async def test_a_node_that_is_closed_leaves_no_task_behind(tmp_path):
+    before = asyncio.all_tasks()
+    async with node_in(tmp_path / "a", engine=ScriptedEngine()) as node:
+        assert (await chat(node, node.first_api_key))["status"] == 200
+        await asyncio.sleep(0.2)  # whatever waits for news now waits
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_prompt_that_begins_like_the_last_is_not_prefilled_again_and_metrics_say_so(tmp_path):
     async with node_in(tmp_path / "a") as node:
         long = "You are an octopus who answers briefly, with three hearts and nine brains. " * 12
