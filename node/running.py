@@ -18,8 +18,8 @@ from node.batches.desk import BatchDesk
 from node.catalog import MeshCatalog
 from node.kept_answers import KeptAnswers
 from node.models.desk import ModelDesk
+from node.offered import Providing
 from node.own_network import OwnNetwork
-from node.providing import Providing
 from node.settings import Settings
 from node.store import Store
 from p2p.network import OctoNetwork
@@ -103,7 +103,8 @@ class RunningNode:
         kept = self.answers.cache
         bought = self.buyer.memory.counts
         return {
-            **self.providing.prefix_counts(),
+            **self.providing.counts(),
+            **self.providing.gauges(),
             "cache_hits": kept.counts.hits if kept else 0,
             "cache_misses": kept.counts.misses if kept else 0,
             "cache_asked": bought.asked,
@@ -139,12 +140,14 @@ class RunningNode:
                     "price_out": format_octo(offered.price_out),
                     "tokens_per_s": offered.tokens_per_s,
                     "engine": offered.engine,
+                    "warm": offered.warm,
                 }
                 for offered in self.providing.offers()
             ],
             "engine": {"running": load.running, "waiting": load.waiting, "isolation": self.providing.isolation()}
             if self.providing.offers()
             else None,
+            "model_cache": {**self.providing.cache_counts(), **self.providing.gauges()},
             "started_ms": self.started_ms,
             "uptime_s": (self.clock.now_ms() - self.started_ms) // 1000,
             "warnings": list(self.warnings()),

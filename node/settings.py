@@ -135,6 +135,8 @@ class Mesh(_Section):
 class EngineSettings(_Section):
     """`workers` processes of `threads` threads; each serves `slots` tasks of `context` tokens. Without them: what
     `bench hardware --tune` found, else all cores by twos, with eight slots a thread.
+    `memory`: for all models together (none: what is free, less a reserve); those that do not fit are loaded when asked
+    for. `warm`: names, as in `model` and `serve`, of those that are never unloaded.
     `gpu_layers` of a model go to the graphics cards: -1 all, 0 none, and then no engine uses a card; none named: as
     many as fit, if llama.cpp was built for cards. `onnx_providers`: where ONNX Runtime computes, most wanted first.
     `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
@@ -143,6 +145,8 @@ class EngineSettings(_Section):
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
     context: Annotated[int, Field(ge=128, le=1 << 20)] = 2048
+    memory: Bytes | None = None
+    warm: Words = ()
     gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
     onnx_providers: Annotated[tuple[Literal["cpu", "cuda", "tensorrt"], ...], NoDecode, BeforeValidator(_listed)] = ()
     response_cache: OptionalBytes = 0
@@ -223,11 +227,15 @@ class ChainSettings(_Section):
 
 class RoutingSettings(_Section):
     """`cache`: whether public requests whose answer is settled (temperature 0, or a seed) may be answered from what a
-    provider keeps: of this node's own earlier requests, or of everybody's who shares too."""
+    provider keeps: of this node's own earlier requests, or of everybody's who shares too. `embedding_cache`: this node
+    keeps so many bytes of the vectors that it bought, and buys none of them twice; 0: none. Each API key finds its own,
+    with `embedding_cache_shared` those of all."""
 
     policy: Literal["cost", "speed"] = "cost"
     privacy: Privacy = Privacy.SHARED
     cache: Caching = Caching.OWN
+    embedding_cache: OptionalBytes = 0
+    embedding_cache_shared: bool = False
 
 
 class Limits(_Section):

@@ -30,6 +30,7 @@ from market.prepaid import PrepaidCap
 from market.purse import Purse
 from market.routing import Cheapest, Fastest, Policy, Reliable
 from market.seller import Seller
+from market.talk import stop_tasks
 from market.till import Till
 from node.api.limits import ApiLimits
 from node.api.server import open_api
@@ -45,9 +46,10 @@ from node.kept_answers import KeptAnswers, open_kept_answers
 from node.keys import Keys, make_binding, open_keys
 from node.listening import beside
 from node.models.opening import Shelf, open_desk, open_finder
+from node.offered import Providing
 from node.offering import Offering
 from node.own_network import OwnNetwork
-from node.providing import Providing, provide
+from node.providing import provide
 from node.running import RunningNode
 from node.settings import Settings
 from node.standing import StoredStanding, open_standing
@@ -245,6 +247,7 @@ async def open_node(
                     desk=desk,
                     wallet=keys.wallet,
                     progress=progress,
+                    changed=offering.renew,
                     engine=engine,
                 )
             )
@@ -387,12 +390,7 @@ def _run(stack: AsyncExitStack, work: Coroutine[object, object, None], name: str
     """A task that lives as long as the node; what goes wrong in it is logged, not lost."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_log_end)
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
+    stack.push_async_callback(stop_tasks, task)
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

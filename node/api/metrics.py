@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from market.work import Work
@@ -15,6 +15,11 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 COUNTED: Mapping[str, str] = {
+    "model_hits": "Tasks that found their model loaded.",
+    "model_misses": "Tasks that had their model loaded, or waited for it.",
+    "model_loads": "Models loaded.",
+    "model_evictions": "Models unloaded to make room for others.",
+    "model_load_failures": "Models that could not be loaded.",
     "prefix_jobs": "Jobs that ran on engines here.",
     "prefix_hits": "Jobs that found some of their prompt prefilled.",
     "prefix_prompt_tokens": "Prompt tokens of these jobs.",
@@ -27,22 +32,32 @@ COUNTED: Mapping[str, str] = {
 """What a node counts itself, by name; `octo_` stands before and `_total` behind."""
 
 
-class _NodeCounters(Collector):
+GAUGED: Mapping[str, str] = {
+    "models_offered": "Models on offer here.",
+    "models_loaded": "Models in memory.",
+    "models_bytes": "What they take there.",
+}
+"""What stands at a figure now; `octo_` stands before."""
+
+
+class _NodeFigures(Collector):
     def __init__(self, counts: Callable[[], Mapping[str, int]]) -> None:
         self._counts = counts
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         counts = self._counts()
         for name, meaning in COUNTED.items():
             yield CounterMetricFamily(f"octo_{name}", meaning, value=counts.get(name, 0))
+        for name, meaning in GAUGED.items():
+            yield GaugeMetricFamily(f"octo_{name}", meaning, value=counts.get(name, 0))
 
 
 class Metrics:
-    """`counts` gives what the node has counted so far, by the names of COUNTED."""
+    """`counts` gives what the node has counted so far, by the names of COUNTED, and what stands now, by GAUGED's."""
 
     def __init__(self, counts: Callable[[], Mapping[str, int]] = dict) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_NodeCounters(counts))
+        self._registry.register(_NodeFigures(counts))
         self._requests = Counter(
             "octo_http_requests", "Requests answered.", ("route", "status"), registry=self._registry
         )

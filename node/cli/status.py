@@ -40,13 +40,18 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     for model in said["models"]:
         rows.append(("serves", f"{model['name']} at {model['price_in']} in, {model['price_out']} out, per million"))
         rows.append(("", model["model"]))
-        rows.append(("", f"{model['context']} tokens of context, {model['tokens_per_s']} tokens/s, {model['engine']}"))
+        cold = "" if model["warm"] else "; not in memory now"
+        rows.append(
+            ("", f"{model['context']} tokens of context, {model['tokens_per_s']} tokens/s, {model['engine']}{cold}")
+        )
     if not said["models"]:
         rows.append(("serves", "nothing: this node only buys"))
     if said["engine"]:
         engine = said["engine"]
         load = f"{engine['running']} running, {engine['waiting']} waiting; confined by {engine['isolation']}"
         rows.append(("engine", load))
+    if memory := _memory(said["model_cache"]):
+        rows.append(("memory", memory))
     gpus = ", ".join(said["gpus"]) or "no GPU"
     rows.append(("tier", f"{said['tier']}: {said['cores']} cores, {size(said['ram_bytes'])} RAM, {gpus}"))
     rows.extend(money_rows(said))
@@ -57,6 +62,18 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     rows.append(("folder", folder))
     rows.extend(("note", Text(warning, style="yellow")) for warning in said["warnings"])
     screen().print(facts(rows))
+
+
+def _memory(cache: dict[str, int]) -> str:
+    """Empty for a node that loads no models."""
+    if "model_loads" not in cache:
+        return ""
+    from node.cli.show import size
+
+    loaded = f"{cache['models_loaded']} of {cache['models_offered']} models loaded, {size(cache['models_bytes'])}"
+    asked = cache["model_hits"] + cache["model_misses"]
+    moved = f"{cache['model_loads']} loads, {cache['model_evictions']} unloaded for others"
+    return f"{loaded}; {cache['model_hits']} of {asked} tasks found theirs; {moved}"
 
 
 def _stake(node: Remote) -> dict[str, Any] | None:
