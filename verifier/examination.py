@@ -19,6 +19,7 @@ from market.signing import address_text
 from market.task import prompt_digest
 from market.values import decode, value
 from verifier.answer import Verdict, match_answer
+from verifier.engine_class import weights_unknown
 from verifier.receipt_file import ReceiptFile
 from verifier.receipts import check_ending, check_price, check_quoted, shown
 from verifier.transcript import chain_start, replay_commitment
@@ -78,13 +79,13 @@ def examine(
     _origin(notes, receipt)
     _words(notes, file, answer=answer, stop=stop, token_bytes=token_bytes)
     _prompt(notes, file, receipt, prompt_ids)
+    notes.add("weights", "unknown", weights_unknown(receipt.engine))
     for what, detail in _NEVER_KNOWN:
         notes.add(what, "unknown", detail)
     return Examination(findings=tuple(notes.findings))
 
 
 _NEVER_KNOWN = (
-    ("weights", "that the named weights, and these sampling settings, drew these tokens: needs a replay of the task"),
     ("payment", "that it was paid: vouchers lie with buyer and seller, settlement on their rail"),
     ("only one", "that the provider signed no other receipt for the same channel, task and seq: needs the other one"),
 )

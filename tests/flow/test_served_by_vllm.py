@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -45,6 +46,10 @@ class Market:
         return self.sdk.chat.completions.create(
             **{"model": "Otter", "messages": messages, "max_tokens": 40, "temperature": 0, **more}
         )
+
+    def get(self, path: str) -> bytes:
+        url = f"{str(self.sdk.base_url).removesuffix('/v1/')}{path}"
+        return httpx.get(url, headers={"Authorization": f"Bearer {self.sdk.api_key}"}).raise_for_status().content
 
     def servers(self) -> list[psutil.Process]:
         """vLLM's own processes below the provider, the first one first."""
@@ -92,7 +97,7 @@ def market(python: Path, added: tuple[Path, str], tmp_path_factory: pytest.TempP
         running(place / "c", "--model", "none", "--join", provider["multiaddrs"][0]) as client,
         openai.OpenAI(base_url=f"{client['url']}/v1", api_key=client["api_key"], max_retries=0, timeout=120) as sdk,
     ):
-        wait_until(lambda: any(known.id == model for known in sdk.models.list()), 30)
+        wait_until(lambda: any(known.id in ("Otter", model) for known in sdk.models.list()), 30)
         process = psutil.Process(provider["pid"])
         found = Market(folder=folder, client=place / "c", model=model, provider=process, sdk=sdk)
         yield found
@@ -131,9 +136,8 @@ def test_a_chat_is_bought_from_vllm_over_the_mesh_and_its_receipt_holds(market: 
     cid = answer.model_extra["octo"]["receipt"]
     receipt = octo(market.client, "receipts", "show", cid)
     assert '"openai_http/vllm/' in json.dumps(receipt)
-    told = market.sdk.get(f"{str(market.sdk.base_url).removesuffix('/v1/')}/api/v1/receipts/{cid}", cast_to=object)
-    file = tmp_path / "receipt.json"
-    file.write_text(json.dumps(told))
+    file = tmp_path / "receipt"
+    file.write_bytes(market.get(f"/api/v1/receipts/{cid}"))
     words = ("--answer", ANSWER, "--model-dir", str(market.client), "--prompt-file", str(tmp_path / "prompt"))
     (tmp_path / "prompt").write_text(QUESTION)
     # The buyer has the tokenizer and no weights: enough to count, and to compare prompt and answer.

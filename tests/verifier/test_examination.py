@@ -14,6 +14,7 @@ from market.money import OCTO
 from market.receipt import SignedReceipt, sign_receipt
 from market.values import decode, encode
 from verifier import receipt_file
+from verifier.engine_class import weights_unknown
 from verifier.examination import Examination, examine
 from verifier.receipt_file import ReceiptFile
 
@@ -285,3 +286,15 @@ def test_a_file_can_be_checked_by_hand_as_documented(sale: Any) -> None:
     assert receipt.quote == hashlib.sha256(file.quote.body).digest()
     assert decode(Binding, decode(SignedBinding, encode(SignedBinding, file.binding)).body).peer == receipt.provider
     assert isinstance(file.receipt, SignedReceipt)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("llama.cpp/0.3.36/cpu-avx512/q4_0", "needs a replay of the task"),
+        ("openai_http/vllm/0.32.0/cpu/bfloat16", "within a tolerance"),
+        ("openai_http/attached/ollama", "no replay can show what it ran"),
+    ],
+)
+def test_what_a_replay_could_show_about_the_weights_depends_on_the_engine(engine: str, words: str) -> None:
+    assert words in weights_unknown(engine)
