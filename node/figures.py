@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import structlog
 from pydantic import Field
 
+from inference.engines.llama_text import is_llama_text
 from inference.hardware import Hardware
 from inference.models.compatibility import EngineKind
 from inference.models.manifest import Manifest
@@ -133,6 +134,8 @@ def expected_bytes(manifest: Manifest, kind: EngineKind, setup: Setup, settings:
     weights = sum({file.cid: file.size_bytes for file in manifest.weights}.values())
     if kind is EngineKind.VLLM:
         return max(manifest.needs.min_ram_bytes, weights) + (settings.vllm.memory or _VLLM_KV_BYTES)
+    if is_llama_text(manifest):
+        return (settings.engine.workers or 1) * (max(manifest.needs.min_ram_bytes, weights) + _CHILD_BYTES)
     if kind is not EngineKind.LLAMA_CPP:
         return max(manifest.needs.min_ram_bytes, weights) + _CHILD_BYTES
     one_slot = max(0, manifest.needs.min_ram_bytes - weights - _ENGINE_BYTES)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import psutil
 import structlog
 
+from inference.engines.llama_text import is_llama_text
 from inference.engines.on_demand import OnDemandEngine, OnDemandWork
 from inference.hardware import Hardware, available_ram, detect_hardware
 from inference.measuring import memory_of
@@ -196,7 +197,7 @@ class Loading:
             return
         setup, settings = model.setup, self._settings
         advice, words = [], ""
-        if model.kind is EngineKind.LLAMA_CPP:
+        if model.kind is EngineKind.LLAMA_CPP and not is_llama_text(model.manifest):
             words = f" for {setup.workers} x {setup.slots} tasks of {settings.engine.context} tokens"
             if slots := slots_that_fit(model.manifest, setup, settings, budget):
                 advice.append(f"Set engine.workers to 1 and engine.slots to {slots}.")

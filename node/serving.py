@@ -15,9 +15,11 @@ from pathlib import Path
 from inference.devices import CardAccess
 from inference.engines.diffusion import open_diffusion_engine
 from inference.engines.llama_cpp import open_llama_engine
-from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.engines.llama_text import is_llama_text, llama_text_kind, llama_text_meter, open_llama_text_engine
+from inference.engines.onnx import onnx_kind, onnx_meter, onnx_models, open_onnx_engine
 from inference.engines.openai_http import open_openai_engine
 from inference.engines.speech import open_speaking_engine, open_transcription_engine
+from inference.engines.texts import text_context
 from inference.hardware import Hardware, detect_hardware
 from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
 from inference.models.library import model_folder, model_of, models_in, open_tokenizer, publish_described, weights_path
@@ -69,7 +71,8 @@ async def open_serving(
     async with AsyncExitStack() as stack:
         for file in manifest.files:
             stack.enter_context(store.using(file.cid))
-        if kind not in (EngineKind.LLAMA_CPP, EngineKind.VLLM):
+        writes = kind in (EngineKind.LLAMA_CPP, EngineKind.VLLM) and not is_llama_text(manifest)
+        if engine is None and not writes:
             meter = reader.meter if reader is not None and reader.meter else await _meter(store, manifest)
             worker = await stack.enter_async_context(
                 _open_worker(
@@ -149,7 +152,8 @@ async def open_reader(store: Store, manifest: Manifest) -> Reader:
 
     Raises ContentUnavailable, BlockInvalid, ModelFileInvalid.
     """
-    if manifest.format in (Format.ONNX, Format.VOICE, Format.CTRANSLATE2) or manifest.modality == "image":
+    counted = manifest.format in (Format.ONNX, Format.VOICE, Format.CTRANSLATE2) or manifest.modality == "image"
+    if counted or is_llama_text(manifest):
         return Reader(meter=await _meter(store, manifest))
     if manifest.format == Format.REMOTE:
         return Reader(tokenizer=PlainTokenizer())
@@ -198,12 +202,23 @@ def _open_worker(
         return open_speaking_engine(folder)
     if kind is EngineKind.SPEECH:
         return open_transcription_engine(folder, threads=threads, cards=cards)
+    if is_llama_text(manifest):
+        return open_llama_text_engine(
+            folder,
+            kind=llama_text_kind(manifest),
+            model=manifest.weights[0].name,
+            tokenizer=manifest.file(Role.TOKENIZER).name,
+            meter=meter,
+            context=text_context(manifest),
+            workers=settings.workers or 1,
+            threads=threads,
+        )
     return open_onnx_engine(
         folder,
         kind=onnx_kind(manifest),
         models=onnx_models(manifest),
         meter=meter,
-        context=onnx_context(manifest),
+        context=text_context(manifest),
         precision=manifest.quantisation,
         providers=settings.onnx_providers,
         cards=cards,
@@ -226,7 +241,8 @@ async def _meter(store: Store, manifest: Manifest) -> Meter:
         return SpeakMeter(
             await store.in_thread(read_voice_config, await store.in_thread(paths[Role.CONFIG].read_bytes))
         )
-    return await store.in_thread(onnx_meter, manifest, paths)
+    counted_by = llama_text_meter if is_llama_text(manifest) else onnx_meter
+    return await store.in_thread(counted_by, manifest, paths)
 
 
 def make_offer(

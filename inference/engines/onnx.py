@@ -12,29 +12,23 @@ from pathlib import Path
 from typing import Final
 
 from inference.devices import NO_CARDS, CardAccess
+from inference.engines.texts import CONTEXT, TEXT_KINDS, TEXT_WORKS, check_numbers, text_meter
 from inference.hardware import cpu_flags, isa_word
 from inference.models.manifest import Format, Manifest, Role
-from inference.models.plain_encoder import load_plain_encoder
 from inference.work.engine import SupervisedEngine, open_work_engine
-from inference.work.meters import EmbedMeter, LookMeter, RerankMeter
-from market.errors import ModelFileInvalid, NodeMisconfigured
+from inference.work.meters import LookMeter
+from market.errors import ModelFileInvalid
 from market.ports import Meter
 from market.work import Work
 
-CONTEXT: Final = 512
-"""Of a text model whose manifest says none: BERT's positions."""
-CONTEXT_LIMIT: Final = 8192
 WORKS: Final[Mapping[str, Work]] = {
-    "embed": Work.EMBED,
-    "rerank": Work.RERANK,
+    **TEXT_WORKS,
     "detect": Work.LOOK,
     "classify": Work.LOOK,
     "read": Work.LOOK,
 }
 _KINDS: Final[Mapping[str, str]] = {
-    "embedding": "embed",
-    "rerank": "rerank",
-    "reranking": "rerank",
+    **TEXT_KINDS,
     "detection": "detect",
     "classification": "classify",
     "vision": "classify",
@@ -62,11 +56,6 @@ def onnx_models(manifest: Manifest) -> tuple[str, ...]:
     return tuple(sorted((file.name for file in manifest.weights), key=lambda name: ("rec" in name.lower(), name)))
 
 
-def onnx_context(manifest: Manifest) -> int:
-    """In tokens. Buyer and seller both refuse an input that has more."""
-    return min(manifest.context or CONTEXT, CONTEXT_LIMIT)
-
-
 def onnx_meter(manifest: Manifest, paths: Mapping[Role, Path]) -> Meter:
     """Blocking (0.1 s). `paths` has the manifest's tokenizer if it works on text; no weights are needed.
 
@@ -75,10 +64,7 @@ def onnx_meter(manifest: Manifest, paths: Mapping[Role, Path]) -> Meter:
     work = WORKS[onnx_kind(manifest)]
     if work == Work.LOOK:
         return LookMeter()
-    if Role.TOKENIZER not in paths:
-        raise ModelFileInvalid(f"{manifest.name} has no tokenizer.", next_step="Add its tokenizer.json to the model.")
-    encoder = load_plain_encoder(paths[Role.TOKENIZER], limit=onnx_context(manifest))
-    return EmbedMeter(encoder) if work == Work.EMBED else RerankMeter(encoder)
+    return text_meter(manifest, paths, work)
 
 
 @asynccontextmanager
@@ -109,10 +95,7 @@ async def open_onnx_engine(
     then. `memory_bytes` for each worker, 0: three times the model and 2 GiB.
     Raises ModelFileInvalid, NodeMisconfigured. Must be opened on a thread that lives as long as the engine.
     """
-    limits = (("workers", workers, 256), ("threads", threads, 1024), ("slots", slots, 1024))
-    for name, number, most in (*limits, ("context", context, CONTEXT_LIMIT)):
-        if not 1 <= number <= most:
-            raise NodeMisconfigured(f"{name} = {number} is not possible.", next_step=f"Choose 1 to {most}.")
+    check_numbers(workers=workers, threads=threads, slots=slots, context=context)
     if kind not in WORKS or not models:
         raise ModelFileInvalid(f"the ONNX engine has no kind {kind!r}, or the model no graph.")
     size, isa = _facts(folder, models)

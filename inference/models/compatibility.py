@@ -56,7 +56,7 @@ class _Skill:
 _SKILLS: Mapping[EngineKind, _Skill] = {
     EngineKind.LLAMA_CPP: _Skill(
         formats=frozenset((Format.GGUF,)),
-        modalities=frozenset(("text", "vision", "embedding")),
+        modalities=frozenset(("text", "vision", "embedding", "rerank", "reranking")),
         note="Convert the model to GGUF.",
     ),
     EngineKind.ONNX: _Skill(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.models.formats import refuse_pickle
+from inference.models.gguf_text_tokenizer import read_gguf_text_tokenizer
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.inspection import FileFacts, inspect_file
 from inference.models.manifest import Format, HardwareNeeds, Role, SpecialTokens
@@ -35,6 +36,8 @@ UNKNOWN = "unknown"
 _ENGINE_BYTES = 96 * 1024 * 1024
 """Graph and output buffers; 60 MB were seen for the default model."""
 _MIB = 1024 * 1024
+_READERS = frozenset(("embedding", "rerank", "reranking"))
+"""Modalities of models that read and write nothing: their tokenizer puts special tokens around a text by itself."""
 _IN_MEMORY = (Role.WEIGHTS, Role.PROJECTOR, Role.ADAPTER, Role.EXTRA)
 
 
@@ -88,7 +91,8 @@ def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_
     facts = parts.inspect()
     config = parts.config("config.json")
     described = language_part(config)
-    tokens = _take_out_tokenizer(facts, parts)
+    modality = wishes.modality or _modality(facts, parts, config)
+    tokens = _take_out_tokenizer(facts, parts, modality)
     context = wishes.context or facts.context or context_of(described)
     return Draft(
         name=_plain_name(wishes.name or name_of_model(weights) or facts.name),
@@ -97,7 +101,7 @@ def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_
         format=facts.format,
         quantisation=_word(quantisation_of(config) or facts.quantisation),
         licence=_word(wishes.licence or facts.licence),
-        modality=_word(wishes.modality or _modality(facts, parts, config)),
+        modality=_word(modality),
         context=context,
         needs=_needs(facts, parts, (facts.kv_token_bytes or kv_token_bytes(described)) * min(context, SLOT_TOKENS)),
         tokens=tokens,
@@ -174,7 +178,7 @@ def _without_common_folder(files: Mapping[str, Path]) -> Mapping[str, Path]:
     return files
 
 
-def _take_out_tokenizer(facts: FileFacts, parts: _Parts) -> SpecialTokens:
+def _take_out_tokenizer(facts: FileFacts, parts: _Parts, modality: str) -> SpecialTokens:
     """The special tokens; tokenizer and template become files of their own where they are inside of others."""
     said = parts.config("tokenizer_config.json")
     own = parts.names(Role.TOKENIZER)
@@ -185,14 +189,17 @@ def _take_out_tokenizer(facts: FileFacts, parts: _Parts) -> SpecialTokens:
         tokenizer=read_config(parts.paths[own[0]], Role.TOKENIZER) if own else {},
     )
     template = _default_template(said.get("chat_template"))
-    if facts.format == Format.GGUF and facts.modality == "text" and not own:
+    if facts.format == Format.GGUF and not own:
+        weights = parts.paths[parts.names(Role.WEIGHTS)[0]]
         try:
-            inside = read_gguf_tokenizer(parts.paths[parts.names(Role.WEIGHTS)[0]])
+            if modality in _READERS:
+                parts.take_out("tokenizer.json", Role.TOKENIZER, read_gguf_text_tokenizer(weights))
+            else:
+                inside = read_gguf_tokenizer(weights)
+                parts.take_out("tokenizer.json", Role.TOKENIZER, inside.tokenizer_json)
+                tokens, template = inside.tokens, template or inside.chat_template
         except ModelFileInvalid as error:
             parts.left_out["tokenizer.json"] = str(error)
-        else:
-            parts.take_out("tokenizer.json", Role.TOKENIZER, inside.tokenizer_json)
-            tokens, template = inside.tokens, template or inside.chat_template
     if template and not parts.names(Role.CHAT_TEMPLATE):
         parts.take_out("chat_template.jinja", Role.CHAT_TEMPLATE, template)
     return tokens

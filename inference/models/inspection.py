@@ -22,7 +22,13 @@ from market.errors import ModelFileInvalid
 from market.values import value
 
 UNKNOWN = "unknown"
-_EMBEDDERS = frozenset(("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "gemma-embedding", "modern-bert"))
+_EMBEDDERS = frozenset(
+    (
+        "bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "eurobert",
+        "gemma-embedding", "llama-embed", "t5encoder",
+    )
+)  # fmt: skip
+"""GGUF architectures that write no text."""
 _HEADS_LIMIT = 1 << 20
 
 
@@ -73,19 +79,26 @@ def _of_gguf(path: Path) -> FileFacts:
     _check_tensors(head, path)
     fields: dict[str, Any] = head.fields
     arch = _text(fields, "general.architecture")
-    modality = "embedding" if arch in _EMBEDDERS or f"{arch}.pooling_type" in fields else "text"
     return FileFacts(
         format=Format.GGUF,
         name=_text(fields, "general.name"),
         architecture=arch,
         quantisation=_gguf_quantisation(fields.get("general.file_type")),
         licence=_text(fields, "general.license"),
-        modality=modality,
+        modality=_gguf_modality(arch, fields.get(f"{arch}.pooling_type")),
         context=_number(fields, f"{arch}.context_length"),
         parameters=sum(_product(tensor.shape) for tensor in head.tensors),
         kv_token_bytes=_kv_token_bytes(fields, arch),
         layers=min(_number(fields, f"{arch}.block_count"), _HEADS_LIMIT),
     )
+
+
+def _gguf_modality(arch: str, pooling: object) -> str:
+    """A file that says how its hidden states are pooled is one of an encoder, or of a decoder made into one."""
+    if pooling == gguf.PoolingType.RANK:
+        return "rerank"
+    pools = pooling not in (None, gguf.PoolingType.NONE)
+    return "embedding" if arch in _EMBEDDERS or pools else "text"
 
 
 def _check_tensors(head: GgufHead, path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.engines.onnx import onnx_context, onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.engines.onnx import onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.engines.texts import text_context
 from inference.models.manifest import Format, Role
 from inference.models.plain_encoder import load_plain_encoder
 from inference.work.engine import SupervisedEngine
@@ -269,8 +270,8 @@ async def test_settings_that_cannot_be_are_refused(tmp_path):
 def test_a_manifest_says_what_the_engine_is_to_do(tmp_path):
     weights = (a_file(name="rec.onnx"), a_file(name="det.onnx"))
     ocr = a_manifest(format=Format.ONNX, modality="OCR", context=0, files=weights)
-    assert onnx_kind(ocr) == "read" and onnx_models(ocr) == ("det.onnx", "rec.onnx") and onnx_context(ocr) == 512
-    assert onnx_context(a_manifest(context=1 << 20)) == 8192
+    assert onnx_kind(ocr) == "read" and onnx_models(ocr) == ("det.onnx", "rec.onnx") and text_context(ocr) == 512
+    assert text_context(a_manifest(context=1 << 20)) == 8192
     for changes in ({"modality": "text"}, {"format": Format.GGUF, "modality": "embedding"}):
         with pytest.raises(ModelFileInvalid, match="does not run"):
             onnx_kind(a_manifest(**{"format": Format.ONNX, **changes}))
