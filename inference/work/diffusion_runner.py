@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from inference.work.diffusers_folder import check_folder
 from inference.work.runner import Desk, Task
+from inference.work.ways import open_first, torch_ways
 from market.errors import EngineFailed, NodeMisconfigured, OctoError, RequestInvalid
 from market.task import MICRO
 from market.work import ImageRequest
@@ -132,34 +133,22 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Diffu
         ) from None
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    for device, dtype in _ways(torch, str(options["dtype"]), cards=bool(options["cards"])):
-        try:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(folder),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                torch_dtype=getattr(torch, dtype),
-                **dict.fromkeys(left_out),
-            )
-            if device != "cpu":
-                pipeline.to(device)
-            pipeline.set_progress_bar_config(disable=True)
-            engine = f"diffusers/{diffusers.__version__}/torch-{torch.__version__}/{device}/{dtype}"
-            runner = DiffusionRunner(pipeline, torch, engine=engine, pixels=int(options["pixels"]))
-            runner.warm_up()
-        except RuntimeError:  # no room on the card, which PyTorch says in this way
-            if device == "cpu":
-                raise
-        else:
-            return runner
-    raise AssertionError("the processor came last")
 
+    def open_one(device: str, dtype: str) -> DiffusionRunner:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            torch_dtype=getattr(torch, dtype),
+            **dict.fromkeys(left_out),
+        )
+        if device != "cpu":
+            pipeline.to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        engine = f"diffusers/{diffusers.__version__}/torch-{torch.__version__}/{device}/{dtype}"
+        runner = DiffusionRunner(pipeline, torch, engine=engine, pixels=int(options["pixels"]))
+        runner.warm_up()
+        return runner
 
-def _ways(torch: Any, dtype: str, *, cards: bool) -> list[tuple[str, str]]:
-    """(device, number format), best first: a card if there is one that PyTorch can use, then the processor."""
-    ways = [("cpu", dtype or "float32")]
-    if cards and torch.cuda.is_available():
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        ways.insert(0, ("cuda", dtype or half))
-    return ways
+    return open_first(torch_ways(torch, str(options["dtype"]), cards=bool(options["cards"])), open_one)

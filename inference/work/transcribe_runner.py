@@ -17,6 +17,7 @@ from inference.work.audio import DURATION_LIMIT_MS, AudioFacts, read_audio
 from inference.work.runner import Desk, Task
 from inference.work.speech_meters import UNIT_MS
 from inference.work.wav import wav_header
+from inference.work.ways import ctranslate2_ways, open_first
 from market.errors import ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.task import MICRO
 from market.values import encode
@@ -192,25 +193,13 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Trans
             f"transcription needs the package faster-whisper ({error.name} is missing).",
             next_step="Install it: pip install 'octo-node[speech]'.",
         ) from None
-    for device, compute in _ways(str(options["compute"]), cards=bool(options["cards"])):
-        try:
-            model = library.WhisperModel(str(folder), device=device, compute_type=compute, cpu_threads=threads)
-            engine = f"faster-whisper/{library.__version__}/{device}/{compute}"
-            runner = TranscribeRunner(model, engine=engine, beam=int(options["beam"]))
-            runner.warm_up()
-        except RuntimeError:  # no room on the card, or CUDA's libraries are missing: told at the first words
-            if device == "cpu":
-                raise
-        else:
-            return runner
-    raise AssertionError("the processor came last")
 
+    def open_one(device: str, compute: str) -> TranscribeRunner:
+        model = library.WhisperModel(str(folder), device=device, compute_type=compute, cpu_threads=threads)
+        engine = f"faster-whisper/{library.__version__}/{device}/{compute}"
+        runner = TranscribeRunner(model, engine=engine, beam=int(options["beam"]))
+        runner.warm_up()
+        return runner
 
-def _ways(compute: str, *, cards: bool) -> list[tuple[str, str]]:
-    """(device, type of arithmetic), best first: a card if there is one that CTranslate2 can use, then the processor."""
-    library = importlib.import_module("ctranslate2")
-    ways = [("cpu", compute)]
-    if cards and library.get_cuda_device_count():
-        half = f"{compute}_float16"  # weights as asked for, sums in halves: what cards are fast at
-        ways.insert(0, ("cuda", half if half in library.get_supported_compute_types("cuda") else compute))
-    return ways
+    translator = importlib.import_module("ctranslate2")
+    return open_first(ctranslate2_ways(translator, str(options["compute"]), cards=bool(options["cards"])), open_one)
