@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from inference.residency import Resident, Wish, next_step
+from inference.residency import PATIENCE_S, Resident, Wish, next_step
 from market.errors import EngineFailed, NodeMisconfigured, OctoError
 from market.parts import Serving
 from node.figures import size_words
@@ -98,12 +98,14 @@ class ModelCache:
         weigh: Weigh,
         listener: Listener,
         retry_first_s: float = RETRY_FIRST_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.counts = CacheCounts()
         self._budget = budget
         self._weigh = weigh
         self._listener = listener
         self._retry_first_s = retry_first_s
+        self._patience_s = patience_s
         self._entries: dict[str, _Entry] = {}
         self._clock = asyncio.get_running_loop().time
         self._timer: asyncio.TimerHandle | None = None
@@ -214,7 +216,8 @@ class ModelCache:
             return
         residents = [_resident(entry) for entry in self._entries.values() if entry.life is not None]
         held = sum(resident.size_bytes for resident in residents if not resident.arriving)
-        step = next_step(residents, wishes, budget_bytes=self._budget(held), now=self._clock())
+        budget = self._budget(held)
+        step = next_step(residents, wishes, budget_bytes=budget, now=self._clock(), patience_s=self._patience_s)
         for model in step.load:
             entry = self._entries[model]
             entry.retry_since = None

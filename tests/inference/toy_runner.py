@@ -76,4 +76,6 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> ToyRu
         raise ValueError(f"bad file {folder}/model.onnx")
     if options.get("fail") == "die":
         os.abort()
+    if options.get("fail") == "eat":
+        bytearray(8 << 30)
     return ToyRunner(folder)

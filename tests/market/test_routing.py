@@ -169,3 +169,13 @@ def test_everybody_is_ranked_or_has_a_reason(words: Any, data: st.DataObject) ->
         assert candidate.peer in own or (
             wanted.privacy in candidate.offer.offer.privacy and wanted.privacy.rank < Privacy.CONFIDENTIAL.rank
         )
+
+
+def test_of_equal_offers_those_come_first_whose_model_is_in_memory(words: Any) -> None:
+    """Price comes before: a cold model is a matter of seconds."""
+    offers = [offer(words, f"cold {at}", model={"warm": False}) for at in range(8)]
+    offers += [offer(words, f"warm {at}") for at in range(8)]
+    ranked = order(choose(needs(words), offers, {}, Cheapest()))
+    assert [peer.split()[0] for peer in ranked] == ["warm"] * 8 + ["cold"] * 8
+    cheap = offer(words, "cold and cheap", model={"warm": False, "price_in": 1, "price_out": 1})
+    assert order(choose(needs(words), [*offers, cheap], {}, Cheapest()))[0] == "cold and cheap"
