@@ -20,7 +20,8 @@ import aiohttp
 
 from bench.rivals import MODEL, has_xllamacpp, open_llama_cpp_server, open_xllamacpp
 from bench.rows import Row, as_dicts, compared
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from market.ports import Job
 from market.task import Sampling, TaskId
 
@@ -92,7 +93,7 @@ async def _speed(answers: list[Any]) -> float:
     return float(sum(counts) / (time.perf_counter() - started))
 
 
-async def _ask_us(engine: LlamaEngine, prompt: tuple[int, ...]) -> int:
+async def _ask_us(engine: BatchedEngine, prompt: tuple[int, ...]) -> int:
     job = Job(
         task=TaskId(os.urandom(32)),
         prompt=prompt,

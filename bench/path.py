@@ -18,7 +18,8 @@ import aiohttp
 
 from bench.rivals import MODEL
 from bench.rows import as_dicts, compared
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.tokenizer import ModelTokenizer
 from market.ports import Job
@@ -96,7 +97,7 @@ async def stream_through(session: aiohttp.ClientSession, devnet: Devnet) -> tupl
     return (first - started) * 1000, (tokens - 1) / (last - first)
 
 
-async def _alone(engine: LlamaEngine, job: Job) -> tuple[float, float]:
+async def _alone(engine: BatchedEngine, job: Job) -> tuple[float, float]:
     first = last = 0.0
     tokens = 0
     started = time.perf_counter()

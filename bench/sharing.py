@@ -18,7 +18,8 @@ import numpy as np
 
 from bench.rivals import MODEL
 from bench.rows import as_dicts, compared, measured
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from inference.scheduler import CHUNK
 from market.ports import Job
 from market.task import Sampling, TaskId
@@ -71,21 +72,21 @@ def _job(length: int, *, salt: int, max_tokens: int = 40) -> Job:
     return Job(task=TaskId(bytes(32)), prompt=prompt, sampling=sampling, max_tokens=max_tokens, end_tokens=frozenset())
 
 
-async def _ttft(engine: LlamaEngine, work: Job) -> float:
+async def _ttft(engine: BatchedEngine, work: Job) -> float:
     started = time.perf_counter()
     async with aclosing(engine.generate(replace(work, max_tokens=1))) as stream:
         await anext(stream)
     return time.perf_counter() - started
 
 
-async def _arrivals(engine: LlamaEngine, work: Job) -> AsyncGenerator[float]:
+async def _arrivals(engine: BatchedEngine, work: Job) -> AsyncGenerator[float]:
     async with aclosing(engine.generate(work)) as stream:
         async for item in stream:
             if item.tokens:
                 yield time.perf_counter()
 
 
-async def _longest_gap_ms(engine: LlamaEngine, salt: int) -> float:
+async def _longest_gap_ms(engine: BatchedEngine, salt: int) -> float:
     """Between two tokens of a running stream while a long prompt is prefilled beside it: the 90th percentile, since a
     busy machine adds its own."""
     times: list[float] = []
@@ -97,13 +98,13 @@ async def _longest_gap_ms(engine: LlamaEngine, salt: int) -> float:
     return float(1000 * np.quantile(np.diff(times), 0.9))
 
 
-async def _ms_a_token(engine: LlamaEngine, work: Job) -> float:
+async def _ms_a_token(engine: BatchedEngine, work: Job) -> float:
     started = time.perf_counter()
     count = sum([1 async for _ in _arrivals(engine, work)])
     return 1000 * (time.perf_counter() - started) / count
 
 
-async def _restart_s(engine: LlamaEngine) -> float:
+async def _restart_s(engine: BatchedEngine) -> float:
     """From SIGKILL to the first token of a new request."""
     work = _job(10, salt=0)
     await _ttft(engine, work)

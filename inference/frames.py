@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import libipld
 
@@ -31,7 +31,8 @@ _LENGTH: Final = struct.Struct(">I")
 @value
 class WorkerSettings:
     """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free; `gpu_layers` go to the
-    GPU, -1 means all."""
+    GPU, -1 means all. For ONNX Runtime: `providers`, most wanted first, of which those that the library lacks are left
+    out if it may `fall_back`; `precision` is the weights', for the engine class."""
 
     parent: int
     model: str
@@ -42,15 +43,21 @@ class WorkerSettings:
     memory_bytes: int
     core: int
     gpu_layers: int = 0
+    library: Literal["llama.cpp", "onnxruntime"] = "llama.cpp"
+    providers: tuple[str, ...] = ()
+    fall_back: bool = False
+    precision: str = ""
 
 
 @value
 class WorkerFacts:
-    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size."""
+    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size; `grammars`
+    whether its library can keep a text to one."""
 
     engine: str
     vocabulary: int
     isolation: str
+    grammars: bool = True
 
 
 @value

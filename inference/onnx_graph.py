@@ -67,11 +67,13 @@ class DecoderGraph:
         EngineFailed.
         """
         names = ["logits", *(cache.present for cache in self.caches)]
-        logits, *present = self._session.run_all(self._feeds(tokens, positions, mask, past), names)
+        made = self._session.run_all(self._feeds(tokens, positions, mask, past), names)
+        logits: Array = made[0]
+        present = made[1:]
         if logits.ndim != 3 or logits.shape[0] != len(tokens) or logits.shape[1] not in (1, tokens.shape[1]):
             raise EngineFailed("the model's logits are not of the shape that they should be.")
-        for cache, made in zip(self.caches, present, strict=True):
-            if made.dtype != cache.type or made.shape != (len(tokens), cache.heads, mask.shape[1], cache.width):
+        for cache, array in zip(self.caches, present, strict=True):
+            if array.dtype != cache.type or array.shape != (len(tokens), cache.heads, mask.shape[1], cache.width):
                 raise EngineFailed("the model's keys and values are not of the shape that they should be.")
         return logits.astype(np.float32, copy=False), present
 
@@ -80,7 +82,7 @@ class DecoderGraph:
     ) -> tuple[Bound, Array]:
         """A call with one new token a row that reads these arrays, and writes `present`, each time it is run; and where
         its logits will be, [rows, 1, vocabulary]."""
-        logits = np.zeros((len(tokens), 1, self.vocabulary), self._logits_type)
+        logits: Array = np.zeros((len(tokens), 1, self.vocabulary), self._logits_type)
         made = {cache.present: array for cache, array in zip(self.caches, present, strict=True)}
         return self._session.bind(self._feeds(tokens, positions, mask, past), {"logits": logits, **made}), logits
 

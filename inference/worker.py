@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.batch import Batch, Emission, Work
-from inference.devices import NO_CARDS, card_access
+from inference.devices import NO_CARDS, CardAccess, card_access
 from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, unpack_tokens
 from inference.isolation import close_the_door, confine, die_with_parent
 from market.errors import OctoError
@@ -106,14 +106,14 @@ def _work(order: Order) -> Work:
 
 def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     """Confine this process, then load the model: a file that attacks the parser finds the cage closed."""
+    return _open_onnx(settings) if settings.library == "onnxruntime" else _open_llama(settings)
+
+
+def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     from inference.llama import LlamaContext
 
     cards = card_access() if settings.gpu_layers else NO_CARDS
-    isolation = confine(
-        [Path(settings.model), *map(Path, cards.readable)],
-        memory_bytes=settings.memory_bytes + _OVERHEAD_BYTES,
-        devices=[Path(device) for device in cards.devices],
-    )
+    isolation = _confine(settings, Path(settings.model), cards)
     context = LlamaContext(
         Path(settings.model),
         slots=settings.slots,
@@ -126,6 +126,34 @@ def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     close_the_door(devices=bool(cards.devices))
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation)
     return Batch(context, slots=settings.slots, window=settings.window, grammars=grammars), facts
+
+
+def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
+    from inference.onnx_llm import OnnxBatch, OnnxContext
+
+    cards = card_access() if set(settings.providers) - {"cpu"} else NO_CARDS
+    isolation = _confine(settings, Path(settings.model).parent, cards)  # weights may lie beside the graph
+    context = OnnxContext(
+        Path(settings.model),
+        slots=settings.slots,
+        size=settings.context,
+        threads=settings.threads,
+        memory_bytes=settings.memory_bytes,
+        precision=settings.precision,
+        providers=settings.providers,
+        fall_back=settings.fall_back,
+    )
+    close_the_door(devices=bool(cards.devices))
+    facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation, grammars=False)
+    return OnnxBatch(context, slots=settings.slots, window=settings.window), facts
+
+
+def _confine(settings: WorkerSettings, model: Path, cards: CardAccess) -> str:
+    return confine(
+        [model, *map(Path, cards.readable)],
+        memory_bytes=settings.memory_bytes + _OVERHEAD_BYTES,
+        devices=[Path(device) for device in cards.devices],
+    )
 
 
 def main() -> int:

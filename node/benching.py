@@ -14,7 +14,8 @@ from dataclasses import replace
 
 import structlog
 
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from inference.hardware import Hardware, detect_hardware
 from inference.measuring import measure_engine
 from inference.models.library import model_of, models_in, weights_path
@@ -119,7 +120,7 @@ def formats_of(model: str, here: Mapping[str, Manifest]) -> list[str]:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, store: Store, setup: Setup, shape: Shape) -> AsyncIterator[LlamaEngine]:
+async def _opened(settings: Settings, store: Store, setup: Setup, shape: Shape) -> AsyncIterator[BatchedEngine]:
     """As `setup` says; where its layers lie is `shape`'s to say."""
     manifest = await model_of(store, setup.model)
     path = await weights_path(store, manifest)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from inference.engines.llama_cpp import LlamaEngine
+from inference.engines.batched import BatchedEngine
 from inference.engines.on_demand import OnDemandEngine, OnDemandWork
 from market.offer import ModelOffer
 from market.parts import Served, ServedWork, Serving
@@ -143,7 +143,7 @@ class Providing:
 
 
 def _prefix_counts(engine: Engine | WorkEngine) -> Mapping[str, int]:
-    if not isinstance(engine, LlamaEngine):
+    if not isinstance(engine, BatchedEngine):
         return {}
     facts = engine.prefix_facts
     return {

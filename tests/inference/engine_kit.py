@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from inference.engines.llama_cpp import LlamaEngine
+from inference.engines.batched import BatchedEngine
 from market.ports import Job
 from market.task import Sampling, TaskId
 
@@ -34,7 +34,7 @@ def job(length: int, max_tokens: int, *, sampling: Sampling = GREEDY, salt: int 
     )
 
 
-async def answer(engine: LlamaEngine, work: Job) -> list[int]:
+async def answer(engine: BatchedEngine, work: Job) -> list[int]:
     return [token async for item in engine.generate(work) for token in item.tokens]
 
 

@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from inference.grammar import as_gbnf
 from inference.llama_grammar import LlamaGrammars
 from market.errors import EngineFailed, RequestInvalid
@@ -76,7 +77,7 @@ def vocab(default_model):
     return vocabulary(default_model)[1]
 
 
-async def say(engine: LlamaEngine, vocab, work: Job) -> tuple[str, str]:
+async def say(engine: BatchedEngine, vocab, work: Job) -> tuple[str, str]:
     items = [item async for item in engine.generate(work)]
     return text_of(vocab, [token for item in items for token in item.tokens]), items[-1].finish
 

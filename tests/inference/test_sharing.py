@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from inference.batch import Batch, Work
-from inference.engines.llama_cpp import LlamaEngine, open_llama_engine
+from inference.engines.batched import BatchedEngine
+from inference.engines.llama_cpp import open_llama_engine
 from inference.prefix import scope_key
 from market.errors import EngineFailed, RequestInvalid
 from market.ports import Job
@@ -178,7 +179,7 @@ async def test_a_job_whose_deadline_passes_while_it_waits_fails_and_others_do_no
     await asyncio.gather(*busy, return_exceptions=True)
 
 
-async def test_when_too_many_wait_the_greediest_is_refused_not_the_newcomer(engine: LlamaEngine):
+async def test_when_too_many_wait_the_greediest_is_refused_not_the_newcomer(engine: BatchedEngine):
     async def outcome(work: Job) -> str:
         try:
             return "answered" if await answer(engine, work) else "empty"
@@ -201,7 +202,7 @@ async def test_when_too_many_wait_the_greediest_is_refused_not_the_newcomer(engi
 
 
 @pytest.mark.heavy
-async def test_thousands_of_tiny_requests_are_all_answered_or_refused(engine: LlamaEngine):
+async def test_thousands_of_tiny_requests_are_all_answered_or_refused(engine: BatchedEngine):
     async def one(at: int) -> str:
         try:
             return "answered" if await answer(engine, job(1 + at % 3, 1, salt=at, client=f"{at % 7}")) else "empty"

@@ -385,6 +385,7 @@ async def test_ready_facts_of_the_wrong_shape_are_not_believed():
         "engine",
         "vocabulary",
         "isolation",
+        "grammars",
     }
 
 
