@@ -61,7 +61,8 @@ def next_step(
     now: float,
     patience_s: float = PATIENCE_S,
 ) -> Step:
-    """`budget_bytes` is for all residents together, those on their way in or out included.
+    """`budget_bytes` is for all residents together, those on their way in or out included. If they have come to take
+    more, idle ones go until they do not, the one that was used last excepted.
 
     Wishes are met in their order. One that must wait for busy models lets later ones that fit pass, until its patience
     is over; one for which memory is being freed is not overtaken.
@@ -70,6 +71,12 @@ def next_step(
     coming = sum(resident.size_bytes for resident in residents if resident.leaving)
     fixed = sum(resident.size_bytes for resident in residents if resident.pinned)
     stays = [resident for resident in residents if not (resident.pinned or resident.arriving or resident.leaving)]
+    if free + coming < 0 and not any(resident.arriving for resident in residents):
+        last = max((resident.used_at for resident in residents), default=0.0)
+        idle = [resident for resident in stays if not resident.users and resident.used_at < last]
+        going = _chosen(idle, -(free + coming)) or tuple(idle)
+        if going:
+            return Step(unload=tuple(resident.model for resident in going))
     load: list[str] = []
     refuse: list[tuple[str, int]] = []
     again_s = 0.0

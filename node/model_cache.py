@@ -209,10 +209,10 @@ class ModelCache:
 
     # ---- who is in memory ----
 
-    def _look(self) -> None:
-        """Do what can be done now for those who wait."""
+    def _look(self, *, grown: bool = False) -> None:
+        """Do what can be done now for those who wait; and, if something has `grown`, for the budget."""
         wishes = [wish for entry in self._entries.values() if (wish := _wish(entry)) is not None]
-        if self._closed or not wishes:
+        if self._closed or not (wishes or grown):
             return
         residents = [_resident(entry) for entry in self._entries.values() if entry.life is not None]
         held = sum(resident.size_bytes for resident in residents if not resident.arriving)
@@ -251,6 +251,7 @@ class ModelCache:
                     entry.news.clear()
                     if self._clock() - entry.weighed_at > _WEIGH_AGAIN_S:
                         await self._weighed(entry, serving)
+                        self._look(grown=True)
         except Exception as caught:  # noqa: BLE001 - whatever it is, the other models still serve
             error = caught if isinstance(caught, OctoError) else EngineFailed(f"it failed with {caught!r:.200}.")
             if entry.serving is None:
@@ -276,7 +277,7 @@ class ModelCache:
             if not waiter.ready.done():
                 self._seat(entry)
                 waiter.ready.set_result(serving)
-        self._look()
+        self._look(grown=True)
 
     async def _weighed(self, entry: _Entry, serving: Serving) -> None:
         entry.weighed_at = self._clock()

@@ -73,6 +73,16 @@ def test_nothing_is_refused_while_a_load_makes_the_budget_uncertain() -> None:
     assert step([resident("coming", 4, arriving=True)], [wish("c", 11)]) == Step()
 
 
+def test_what_has_grown_over_the_budget_costs_the_idle_their_place_but_never_the_last_one_used() -> None:
+    here = [
+        resident("old", 3, used_at=1.0),
+        resident("busy", 3, users=1, used_at=2.0),
+        resident("last", 6, used_at=3.0),
+    ]
+    assert step(here, []) == Step(unload=("old",))
+    assert step([resident("alone", 12)], []) == Step()
+
+
 def test_at_start_each_model_is_loaded_that_still_fits_beside_those_named_before() -> None:
     assert load_first([("a", 4), ("b", 8), ("c", 5)], 10) == ("a", "c")
 
@@ -105,7 +115,7 @@ def test_memory_is_never_promised_twice_and_nobody_goes_for_nothing(found, asked
         assert not by_name[model].pinned and not by_name[model].leaving
     assert all(by_name[model].users == 0 for model in step.unload)
     going = [by_name[model] for model in (*step.unload, *step.drain)]
-    if going:
+    if going and used <= budget:
         freed = sum(one.size_bytes for one in (*going, *(one for one in here if one.leaving)))
         head = min(
             (one for one in wishes if one.model not in step.load and one.model not in dict(step.refuse)),

@@ -193,6 +193,15 @@ async def test_what_was_measured_counts_from_then_on(house) -> None:
     assert house.warm == {"a", "b"} and house.cache.size_bytes == 7
 
 
+async def test_what_took_more_than_expected_costs_the_others_their_place(house) -> None:
+    house.add("a", 5)
+    house.add("b", 5)
+    house.takes["b"] = 7
+    await house.use("a")
+    await house.use("b")
+    await until(lambda: house.warm == {"b"})
+
+
 async def test_what_nobody_can_weigh_counts_as_expected(house) -> None:
     house.add("a", 9)
     house.takes["a"] = None
