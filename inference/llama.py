@@ -15,7 +15,7 @@ import numpy as np
 
 from inference.batch import Row
 from inference.llama_grammar import LlamaGrammars
-from inference.llama_library import LlamaLog, engine_class, load_model
+from inference.llama_library import LlamaLog, engine_class, load_model, refused
 from inference.sampler import Logits
 from inference.scheduler import CHUNK, lone
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
@@ -148,7 +148,7 @@ class LlamaContext:
         options.kv_unified = False
         context = llama_cpp.llama_init_from_model(self._model, options)
         if not context:
-            raise ModelFileInvalid(f"llama.cpp cannot open a context for {path.name}: {self._log.reason()}.")
+            raise refused(f"open a context for {path.name}", self._log)
         if not llama_cpp.llama_get_memory(context):  # as with BERT: it reads a text at once, and remembers nothing
             raise _writes_nothing(path)
         return context

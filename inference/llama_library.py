@@ -7,16 +7,18 @@ this module, because a bad model file can take the process down.
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 from typing import Any, Final
 
 import llama_cpp
 
 from inference.hardware import isa_word
-from market.errors import ModelFileInvalid
+from market.errors import ModelFileInvalid, NodeMisconfigured, OctoError
 
 GGML_LOG_LEVEL_ERROR: Final = 4
 """From ggml.h; llama-cpp-python does not export it."""
+_NO_MEMORY: Final = re.compile(r"memory|bad_alloc|failed to allocate", re.IGNORECASE)
 _LINES_LIMIT: Final = 16
 _TEXT_BYTES: Final = 64
 
@@ -43,13 +45,22 @@ class LlamaLog:
 
 
 def load_model(path: Path, options: Any, log: LlamaLog) -> Any:
-    """Raises ModelFileInvalid with the library's reason."""
+    """Raises ModelFileInvalid with the library's reason, NodeMisconfigured if it found no memory."""
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
     if not model:
-        raise ModelFileInvalid(
-            f"llama.cpp cannot load {path.name}: {log.reason()}.", next_step="Pull or convert the model again."
-        )
+        raise refused(f"load {path.name}", log)
     return model
+
+
+def refused(what: str, log: LlamaLog) -> OctoError:
+    """Why the library did not do `what`: there was no memory for it, or the file is to blame."""
+    reason = log.reason()
+    if _NO_MEMORY.search(reason):
+        return NodeMisconfigured(
+            f"there is too little memory to {what}: llama.cpp says {reason}.",
+            next_step="Free some, or use fewer slots or workers, a shorter context, or a smaller model.",
+        )
+    return ModelFileInvalid(f"llama.cpp cannot {what}: {reason}.", next_step="Pull or convert the model again.")
 
 
 def engine_class(model: Any, *, where: str = "") -> str:

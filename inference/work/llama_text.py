@@ -20,7 +20,7 @@ from typing import Any, Final
 import llama_cpp
 import numpy as np
 
-from inference.llama_library import LlamaLog, engine_class, load_model, metadata
+from inference.llama_library import LlamaLog, engine_class, load_model, metadata, refused
 from inference.models.plain_encoder import Encoded, PlainEncoder, load_plain_encoder
 from inference.work.rows import ROWS_LIMIT, TOKENS_LIMIT
 from inference.work.text_heads import POOLINGS, Array, EmbedHead, Head, RerankHead
@@ -175,7 +175,7 @@ class LlamaTexts:
         options.kv_unified = True
         context = llama_cpp.llama_init_from_model(self._model, options)
         if not context:
-            raise ModelFileInvalid(f"llama.cpp cannot open a context for {path.name}: {self._log.reason()}.")
+            raise refused(f"open a context for {path.name}", self._log)
         return context
 
 
