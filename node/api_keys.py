@@ -16,6 +16,8 @@ from market.errors import NodeMisconfigured
 from node.folder import Folder, write_whole
 
 KEY_PREFIX = "octo-"
+OWNER = "owner"
+"""Whoever has the CLI's token, which is another at each start."""
 _PRESENTED_LIMIT = 256
 _FILE = "api_keys.json"
 _FILE_LIMIT_BYTES = 1 << 20
@@ -40,6 +42,11 @@ class ApiKeys:
     def is_token(self, presented: str) -> bool:
         """Whether this is the CLI's token: what administers the node wants it."""
         return hmac.compare_digest(self._token_hash, _hash(presented))
+
+
+def caller_of(presented: str) -> str:
+    """What tells the users of keys apart, without being the key or what is stored of it."""
+    return hashlib.sha256(b"octo/caller/1" + _hash(presented)).hexdigest()[:32]
 
 
 def open_api_keys(folder: Folder) -> tuple[ApiKeys, str | None]:

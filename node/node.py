@@ -114,7 +114,7 @@ class Node(Protocol):
         """`{id, role, peer, deposit, paid, leaves, state}`."""
 
     def counts(self) -> Mapping[str, int]:
-        """What caches did since the start, by the names of `node.api.metrics.COUNTED`."""
+        """What caches did since the start, and what they hold, by the names in `node.api.metrics`."""
 
     def status(self) -> Mapping[str, Any]:
         """Peer, addresses, tier, isolation, model served, rail, engine load, ports, uptime, warnings."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from market.errors import RequestInvalid, StepNotAllowed
 from node.api.bodies import Shape, parse_body, parse_fields
 from node.api.errors import refusal, too_many
+from node.api.guard import CALLER
 from node.api.limits import ApiLimits, Slots, read_body
 from node.api.multipart import read_form
 from node.batches.desk import BatchDesk
@@ -112,7 +113,10 @@ class BatchesApi:
     async def create(self, request: web.Request) -> web.Response:
         asked = parse_body(BatchBody, await read_body(request, self._limits))
         batch = await self._desk.create(
-            endpoint=asked.endpoint, input=asked.input_file_id, metadata=asked.metadata or {}
+            endpoint=asked.endpoint,
+            input=asked.input_file_id,
+            metadata=asked.metadata or {},
+            whose=request[CALLER],
         )
         return web.json_response(batch_object(batch))
 

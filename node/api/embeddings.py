@@ -1,44 +1,66 @@
-"""POST /v1/embeddings and POST /v1/rerank: texts to vectors, documents to an order.
+"""POST /v1/embeddings: texts to vectors. Source: OpenAI's API reference, "Create embeddings".
 
-Sources: OpenAI's API reference, "Create embeddings"; for reranking, the shape that Cohere and Jina share.
+Each input is bought once: what stands twice in a request, or is kept from an earlier one (`node.vectors`), is not asked
+for again. What is told of a kept vector is the receipt that it was bought with.
 """
 
 from __future__ import annotations
 
 import base64
-import math
-import struct
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BeforeValidator, Field
+import numpy as np
+from pydantic import BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from market.caching import Caching
 from market.errors import PeerFailed
-from market.reception import Outcome
-from market.taking import Part
-from market.work import INPUTS_LIMIT, EmbedRequest, RerankRequest
+from market.work import EMBED_TOKENS_LIMIT, INPUTS_LIMIT, EmbedInput, EmbedRequest
 from node.api.answering import Prepared, Whole, WholeOnly
 from node.api.answers import Answer
 from node.api.bodies import Shape, parse_body
-from node.api.clerk import Clerk, Ignored, ModelName, OctoOptions, Refused, unsupported
-from node.api.octo_facts import octo_of, to_json
+from node.api.clerk import Clerk, Ignored, ModelName, OctoOptions
+from node.api.octo_facts import NO_OUTCOME, octo_of, pieces_of, to_json, usage_in
+from node.node import Node
+from node.vectors.cache import KEPT_PRIVACY, EmbeddingCache
+from node.vectors.sealing import About, KeptVector, is_vector
 
-_Text = Annotated[str, Field(min_length=1, max_length=200_000)]
-_RANKED = struct.Struct("<If")
+TEXT_LIMIT = 200_000
 
 
 def _inputs(raw: object) -> object:
-    if isinstance(raw, list) and raw and isinstance(raw[0], (int, list)):
-        raise PydanticCustomError(
-            "tokens", "token ids are not taken: they differ from model to model; send the text itself"
-        )
-    return [raw] if isinstance(raw, str) else raw
+    """OpenAI's four forms: a text, texts, token ids, lists of token ids."""
+    return [raw] if isinstance(raw, str) or (isinstance(raw, list) and raw and _is_id(raw[0])) else raw
+
+
+def _is_id(raw: object) -> bool:
+    return isinstance(raw, int) and not isinstance(raw, bool)
+
+
+def _input(raw: object) -> EmbedInput:
+    # By hand: of a union pydantic would say for each half why it is not that.
+    if isinstance(raw, str):
+        if not 1 <= len(raw) <= TEXT_LIMIT:
+            raise PydanticCustomError("text", "a text has at least 1 and at most 200000 characters")
+        return raw
+    if isinstance(raw, list):
+        if not 1 <= len(raw) <= EMBED_TOKENS_LIMIT:
+            raise PydanticCustomError("tokens", "a list of token ids holds at least 1 and at most 131072")
+        if not all(_is_id(item) and 0 <= item < 2**31 for item in raw):
+            raise PydanticCustomError("tokens", "token ids are integers of at least 0 and below 2^31")
+        return tuple(raw)
+    raise PydanticCustomError("input", "should be a text, or a list of token ids")
 
 
 class EmbeddingsBody(Shape):
     model: ModelName
-    input: Annotated[list[_Text], Field(min_length=1, max_length=INPUTS_LIMIT), BeforeValidator(_inputs)]
+    input: Annotated[
+        list[Annotated[Any, PlainValidator(_input)]],
+        Field(min_length=1, max_length=INPUTS_LIMIT),
+        BeforeValidator(_inputs),
+    ]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
     octo: OctoOptions | None = None
@@ -46,139 +68,148 @@ class EmbeddingsBody(Shape):
     user: Ignored = None
 
 
-class Embeddings:
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
+class Memory:
+    """What the node keeps of vectors about one model, for whoever asks now; of a node that keeps none, nothing."""
 
-    async def prepare(self, data: bytes) -> Prepared:
+    def __init__(self, cache: EmbeddingCache | None, *, whose: str, about: About) -> None:
+        self._cache = cache
+        self._whose = whose
+        self._about = about
+        self._epoch = cache.epoch if cache is not None else 0
+
+    async def find(self, inputs: Sequence[EmbedInput], engines: frozenset[str]) -> Mapping[EmbedInput, KeptVector]:
+        """All by one class of engines and of one length, those of most of them: others make other bits."""
+        if self._cache is None:
+            return {}
+        found = await self._cache.find(self._whose, self._about, inputs, engines=engines)
+        ranked = Counter(map(_kind, found.values())).most_common(1)
+        return {given: kept for given, kept in found.items() if _kind(kept) == ranked[0][0]}
+
+    async def keep(self, vectors: Mapping[EmbedInput, KeptVector]) -> None:
+        if self._cache is not None and vectors:
+            await self._cache.keep(self._whose, self._about, vectors, epoch=self._epoch)
+
+    async def disown(self, inputs: Sequence[EmbedInput]) -> None:
+        if self._cache is not None:
+            await self._cache.disown(self._whose, self._about, inputs)
+
+
+def _kind(kept: KeptVector) -> tuple[str, int]:
+    return kept.engine, len(kept.vector)
+
+
+class Embeddings:
+    def __init__(self, clerk: Clerk, node: Node) -> None:
+        self._clerk = clerk
+        self._node = node
+
+    async def prepare(self, data: bytes, whose: str) -> Prepared:
+        """`whose` is `node.api.guard.CALLER`; nothing is kept for nobody ("")."""
         asked = parse_body(EmbeddingsBody, data)
-        request = EmbedRequest(inputs=tuple(asked.input), dimensions=asked.dimensions or 0)
+        terms = self._clerk.terms(asked.octo)
+        model = self._clerk.resolve(asked.model)
+        about = About(model=model, dimensions=asked.dimensions or 0, privacy=terms["privacy"])
+        may_keep = whose and terms["cache"] is not Caching.OFF and about.privacy in KEPT_PRIVACY
+        memory = Memory(self._node.answers.vectors if may_keep else None, whose=whose, about=about)
+        inputs: tuple[EmbedInput, ...] = tuple(asked.input)
+        known = await memory.find(tuple(dict.fromkeys(inputs)), self._engines(model))
+        missing = tuple(given for given in dict.fromkeys(inputs) if given not in known)
+        form = EmbeddingsForm(
+            name=asked.model, about=about, inputs=inputs, known=known, missing=missing, memory=memory,
+            encoding=asked.encoding_format,
+        )  # fmt: skip
+        if not missing:
+            return Prepared(orders=[], form=form, settle=form.settle)
+        request = EmbedRequest(inputs=missing, dimensions=about.dimensions)
         order = self._clerk.work_order(asked.model, request, asked.octo, param="input")
-        form = EmbeddingsForm(model=asked.model, inputs=len(asked.input), encoding=asked.encoding_format)
-        return Prepared(orders=[order], form=form)
+        return Prepared(orders=[order], form=form, settle=form.settle)
+
+    def _engines(self, model: str) -> frozenset[str]:
+        """The classes that would make the vectors today: what others made is not what would be said."""
+        return frozenset(m.engine for offered in self._node.offers() for m in offered.offer.models if m.model == model)
+
+
+class Told(TypedDict):
+    """`octo.kept`: how many of the vectors were not bought now. `receipts` has for each receipt that proves some of
+    them pairs of the index here and the place in the answer that the receipt is for."""
+
+    vectors: int
+    receipts: dict[str, list[tuple[int, int]]]
 
 
 class EmbeddingsForm(WholeOnly):
-    def __init__(self, *, model: str, inputs: int, encoding: Literal["float", "base64"]) -> None:
-        self._model = model
+    def __init__(
+        self,
+        *,
+        name: str,
+        about: About,
+        inputs: Sequence[EmbedInput],
+        known: Mapping[EmbedInput, KeptVector],
+        missing: Sequence[EmbedInput],
+        memory: Memory,
+        encoding: Literal["float", "base64"],
+    ) -> None:
+        self._name = name
+        self._about = about
         self._inputs = inputs
+        self._known = known
+        self._missing = missing
+        self._memory = memory
         self._encoding = encoding
 
+    async def settle(self, answers: Sequence[Answer]) -> None:
+        """Keep what was bought, once it is what was asked for. Raises PeerFailed."""
+        bought = self._bought(answers)
+        widths = Counter(len(kept.vector) for kept in (*bought.values(), *self._known.values()))
+        if len(widths) > 1:
+            await self._memory.disown(tuple(self._known))
+            (answer,) = answers
+            raise PeerFailed(
+                f"vectors of different lengths came for one model; receipt {answer.outcome.receipt}. Asked again, all"
+                " of them are bought anew.",
+                peer=answer.outcome.provider,
+            )
+        await self._memory.keep(bought)
+
     def whole(self, answers: Sequence[Answer]) -> Whole:
-        (answer,) = answers
-        pieces = pieces_of(answer, self._inputs)
+        vectors = dict(self._known) | dict(self._bought(answers))
+        outcomes = [answer.outcome for answer in answers]
+        octo = octo_of(outcomes[0]) if outcomes else dict(NO_OUTCOME) | {"model": self._about.model}
         return Whole(
             to_json(
                 {
                     "object": "list",
                     "data": [
-                        {"object": "embedding", "index": index, "embedding": self._vector(piece, answer.outcome)}
-                        for index, piece in enumerate(pieces)
+                        {"object": "embedding", "index": index, "embedding": self._shown(vectors[given].vector)}
+                        for index, given in enumerate(self._inputs)
                     ],
-                    "model": self._model,
-                    "usage": _usage(answer.outcome),
-                    "octo": octo_of(answer.outcome),
+                    "model": self._name,
+                    "usage": usage_in(outcomes),
+                    "octo": octo | {"kept": self._kept()},
                 }
             )
         )
 
-    def _vector(self, piece: bytes, outcome: Outcome) -> str | list[float]:
-        whole = len(piece) % 4 == 0
-        numbers = struct.unpack(f"<{len(piece) // 4}f", piece) if whole else ()
-        if not numbers or not all(map(math.isfinite, numbers)):  # no JSON holds NaN, and no one can use it
-            raise PeerFailed(f"a vector is none; receipt {outcome.receipt}.", peer=outcome.provider)
-        return base64.b64encode(piece).decode() if self._encoding == "base64" else list(numbers)
+    def _bought(self, answers: Sequence[Answer]) -> Mapping[EmbedInput, KeptVector]:
+        bought = {}
+        for answer in answers:
+            outcome = answer.outcome
+            for at, (given, piece) in enumerate(zip(self._missing, pieces_of(answer, len(self._missing)), strict=True)):
+                if not is_vector(piece, self._about.dimensions):  # no JSON holds NaN, and no one can use it
+                    raise PeerFailed(f"a vector is none; receipt {outcome.receipt}.", peer=outcome.provider)
+                bought[given] = KeptVector(vector=piece, receipt=outcome.receipt, piece=at, engine=outcome.engine)
+        return bought
 
+    def _kept(self) -> Told:
+        receipts: dict[str, list[tuple[int, int]]] = {}
+        for index, given in enumerate(self._inputs):
+            if given in self._known:
+                kept = self._known[given]
+                receipts.setdefault(kept.receipt, []).append((index, kept.piece))
+        return Told(vectors=sum(map(len, receipts.values())), receipts=receipts)
 
-def _document(raw: object) -> object:
-    """A text, or an object with one, as both of the shape's authors allow."""
-    if isinstance(raw, dict):
-        if "text" not in raw or len(raw) > 1:
-            raise unsupported("documents that are no texts are")
-        return raw["text"]
-    return raw
-
-
-class RerankBody(Shape):
-    model: ModelName
-    query: _Text
-    documents: Annotated[
-        list[Annotated[_Text, BeforeValidator(_document)]], Field(min_length=1, max_length=INPUTS_LIMIT)
-    ]
-    top_n: Annotated[int, Field(ge=1)] | None = None
-    return_documents: bool | None = None
-    octo: OctoOptions | None = None
-
-    rank_fields: Refused = None
-    max_chunks_per_doc: Refused = None
-    max_tokens_per_doc: Refused = None
-    user: Ignored = None
-
-
-class Rerank:
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
-
-    async def prepare(self, data: bytes) -> Prepared:
-        asked = parse_body(RerankBody, data)
-        request = RerankRequest(query=asked.query, documents=tuple(asked.documents))
-        order = self._clerk.work_order(asked.model, request, asked.octo, param="documents")
-        return Prepared(orders=[order], form=RerankForm(id=self._clerk.new_id("rerank-"), asked=asked))
-
-
-class RerankForm(WholeOnly):
-    def __init__(self, *, id: str, asked: RerankBody) -> None:
-        self._id = id
-        self._asked = asked
-
-    def whole(self, answers: Sequence[Answer]) -> Whole:
-        (answer,) = answers
-        documents = self._asked.documents
-        ranked = [self._ranked(piece, answer.outcome) for piece in pieces_of(answer, len(documents))]
-        if len({index for index, _ in ranked}) != len(documents):
-            raise PeerFailed(f"a document was ranked twice; receipt {answer.outcome.receipt}.", peer=_peer(answer))
-        ranked.sort(key=lambda pair: (-pair[1], pair[0]))
-        results = [
-            {
-                "index": index,
-                "relevance_score": score,
-                **({"document": {"text": documents[index]}} if self._asked.return_documents else {}),
-            }
-            for index, score in ranked[: self._asked.top_n]
-        ]
-        return Whole(
-            to_json(
-                {
-                    "id": self._id,
-                    "object": "list",
-                    "model": self._asked.model,
-                    "results": results,
-                    "usage": _usage(answer.outcome),
-                    "octo": octo_of(answer.outcome),
-                }
-            )
-        )
-
-    def _ranked(self, piece: bytes, outcome: Outcome) -> tuple[int, float]:
-        index, score = _RANKED.unpack(piece) if len(piece) == _RANKED.size else (len(self._asked.documents), 0.0)
-        if index >= len(self._asked.documents) or not math.isfinite(score):
-            raise PeerFailed(f"a document's rank is none; receipt {outcome.receipt}.", peer=outcome.provider)
-        return index, score
-
-
-def pieces_of(answer: Answer, count: int) -> list[bytes]:
-    """As many as were asked for. Raises PeerFailed: fewer are no answer, though they are paid."""
-    pieces = [part.data for part in answer.shown if isinstance(part, Part)]
-    if len(pieces) != count:
-        raise PeerFailed(
-            f"the provider delivered {len(pieces)} of {count}; receipt {answer.outcome.receipt}.", peer=_peer(answer)
-        )
-    return pieces
-
-
-def _peer(answer: Answer) -> str:
-    return answer.outcome.provider
-
-
-def _usage(outcome: Outcome) -> dict[str, Any]:
-    return {"prompt_tokens": outcome.tokens_in, "total_tokens": outcome.tokens_in}
+    def _shown(self, vector: bytes) -> str | list[float]:
+        if self._encoding == "base64":
+            return base64.b64encode(vector).decode()
+        numbers: list[float] = np.frombuffer(vector, "<f4").tolist()
+        return numbers

@@ -18,9 +18,12 @@ from aiohttp import web
 
 from node.api.errors import refusal, too_many
 from node.api.limits import ApiLimits
+from node.api_keys import OWNER, caller_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+CALLER = web.RequestKey("caller", str)
+"""Where a request says who sent it, once the guard let it in: `node.api_keys.caller_of`."""
 OPEN_ROUTES = frozenset({"/healthz"})
 OWNER_ROUTES = frozenset(
     {
@@ -87,8 +90,10 @@ class Guard:
         presented = presented.strip()
         if scheme.lower() == "bearer" and presented:
             if self._keys.check_cli_token(presented):
+                request[CALLER] = OWNER
                 return None
             if self._keys.check_api_key(presented):
+                request[CALLER] = caller_of(presented)
                 return _check_owner(request)
             message = "the API key is not one of this node's."
         else:

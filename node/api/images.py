@@ -18,8 +18,7 @@ from node.api.answering import Prepared, Whole, WholeOnly
 from node.api.answers import Answer
 from node.api.bodies import Shape, parse_body
 from node.api.clerk import Clerk, Ignored, ModelName, OctoOptions, Refused, micro
-from node.api.embeddings import pieces_of
-from node.api.octo_facts import octo_of, to_json
+from node.api.octo_facts import octo_of, pieces_of, to_json
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _DEFAULT_SIZE = "512x512"

@@ -1,4 +1,4 @@
-"""Answers that are told again: how often, and having them forgotten. What is done is `node.kept_answers`'s."""
+"""What is not made twice: how often, and having it forgotten. What is done is `node.kept_answers`'s."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from market.errors import RequestInvalid
 from node.node import Node
 
 
@@ -20,8 +21,12 @@ class KeptApi:
     async def answers(self, _request: web.Request) -> web.Response:
         return _json(self._node.answers.facts(self._node.buyer))
 
-    async def forget(self, _request: web.Request) -> web.Response:
-        ends = await self._node.answers.forget(self._node.buyer)
+    async def forget(self, request: web.Request) -> web.Response:
+        only = request.query.get("only", "")
+        if only not in ("", "vectors"):
+            raise RequestInvalid("only: it can be vectors.", param="only")
+        kept = self._node.answers
+        ends = {"vectors": await kept.forget_vectors()} if only else await kept.forget(self._node.buyer)
         return _json({"forgotten": {who: count for who, count in ends.items() if isinstance(count, int)},
                       "not_reached": {who: why for who, why in ends.items() if isinstance(why, str)}})  # fmt: skip
 

@@ -6,10 +6,13 @@ Pure. Prices and amounts are integers of 10^-18 OCTO and may exceed 2^53.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from market.errors import PeerFailed
 from market.reception import Outcome
+from market.taking import Part
+from node.api.answers import Answer
 
 DONE = b"data: [DONE]\n\n"
 
@@ -34,6 +37,15 @@ def octo_of(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+NO_OUTCOME: Mapping[str, Any] = {
+    **dict.fromkeys(("receipt", "provider", "model", "task", "cached", "because"), ""),
+    **dict.fromkeys(("price_in", "price_out", "amount", "tokens_in", "tokens_out", "first_token_ms", "total_ms"), 0),
+    "not_chosen": {},
+    "failed": {},
+}
+"""What `octo_of` says where nothing was bought."""
+
+
 def octo_of_all(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Of one answer, all of it; of several, the receipts and the sums (each choice carries its own)."""
     if len(outcomes) == 1:
@@ -51,6 +63,23 @@ def usage_of(outcomes: Sequence[Outcome]) -> dict[str, int]:
     tokens_in = sum(outcome.tokens_in for outcome in outcomes)
     tokens_out = sum(outcome.tokens_out for outcome in outcomes)
     return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+
+
+def usage_in(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """The same of work that comes back in pieces."""
+    tokens_in = sum(outcome.tokens_in for outcome in outcomes)
+    return {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
+
+
+def pieces_of(answer: Answer, count: int) -> list[bytes]:
+    """As many as were asked for. Raises PeerFailed: fewer are no answer, though they are paid."""
+    pieces = [part.data for part in answer.shown if isinstance(part, Part)]
+    if len(pieces) != count:
+        outcome = answer.outcome
+        raise PeerFailed(
+            f"the provider delivered {len(pieces)} of {count}; receipt {outcome.receipt}.", peer=outcome.provider
+        )
+    return pieces
 
 
 def to_json(content: object) -> bytes:

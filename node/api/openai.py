@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -17,14 +18,16 @@ from node.api.audio import Audio
 from node.api.batches import BatchesApi
 from node.api.clerk import Clerk
 from node.api.completions import Completions
-from node.api.embeddings import Embeddings, Rerank
+from node.api.embeddings import Embeddings
 from node.api.errors import error_body, unknown_error
+from node.api.guard import CALLER
 from node.api.images import Images
-from node.api.limits import ApiLimits
+from node.api.limits import ApiLimits, read_body
 from node.api.metrics import Metrics
 from node.api.octo_facts import to_json
 from node.api.openai_chunks import ChatForm, model_object, model_objects
 from node.api.openai_shapes import parse_chat
+from node.api.rerank import Rerank
 from node.batches.records import Reply
 from node.node import Node
 
@@ -45,14 +48,16 @@ class OpenAi:
         now_s: Callable[[], float],
     ) -> None:
         self._node = node
+        self._limits = limits
         self._answering = Answering(node, limits=limits, metrics=metrics)
         self._clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
         unhurried = self._clerk.for_mode(Mode.ASYNC)
         self._of_batches: Mapping[str, Prepare] = {
             "/v1/chat/completions": Chat(unhurried).prepare,
             "/v1/completions": Completions(unhurried).prepare,
-            "/v1/embeddings": Embeddings(unhurried).prepare,
         }
+        self._embeddings = Embeddings(self._clerk, node)
+        self._embeddings_of_batches = Embeddings(unhurried, node)
         self._batches = BatchesApi(node, limits=limits)
         self._audio = Audio(self._clerk, self._answering, limits=limits)
 
@@ -67,7 +72,8 @@ class OpenAi:
                 web.get(f"{base}/models/{{id:.+}}", self.model),
                 web.post(f"{base}/chat/completions", answered(Chat(self._clerk).prepare)),
                 web.post(f"{base}/completions", answered(Completions(self._clerk).prepare)),
-                web.post(f"{base}/embeddings", answered(Embeddings(self._clerk).prepare)),
+                web.post(f"{base}/embeddings", self.embeddings),
+                web.delete(f"{base}/embeddings", self.forget_embeddings),
                 web.post(f"{base}/rerank", answered(Rerank(self._clerk).prepare)),
                 web.post(f"{base}/audio/transcriptions", self._audio.transcribe),
                 web.post(f"{base}/audio/translations", self._audio.translate),
@@ -90,10 +96,23 @@ class OpenAi:
             await asyncio.sleep(0.2)
         await self._node.batches.run(self.line)
 
-    async def line(self, endpoint: str, body: bytes) -> Reply:
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        began_s = time.perf_counter()
+        body = await read_body(request, self._limits)
+        return await self._answering.respond(request, await self._embeddings.prepare(body, request[CALLER]), began_s)
+
+    async def forget_embeddings(self, request: web.Request) -> web.Response:
+        """Those that the caller bought and this node keeps. OpenAI's API keeps none."""
+        kept = self._node.answers.vectors
+        return web.json_response({"deleted": await kept.forget(request[CALLER]) if kept is not None else 0})
+
+    async def line(self, endpoint: str, body: bytes, whose: str) -> Reply:
         """One line of a batch: what POSTing it would answer, and whether that may go better later."""
         try:
-            prepared = await self._of_batches[endpoint](body)
+            if endpoint == "/v1/embeddings":
+                prepared = await self._embeddings_of_batches.prepare(body, whose)
+            else:
+                prepared = await self._of_batches[endpoint](body)
             if prepared.stream:
                 raise RequestInvalid("stream: the lines of a batch are answered whole.", param="stream")
             whole, outcomes = await self._answering.whole(prepared)

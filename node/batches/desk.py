@@ -27,8 +27,8 @@ from node.batches.vault import Incoming, Vault
 
 log = structlog.get_logger()
 
-Answer = Callable[[str, bytes], Awaitable[Reply]]
-"""What comes of a body sent to an endpoint; never raises an OctoError."""
+Answer = Callable[[str, bytes, str], Awaitable[Reply]]
+"""What comes of a body sent to an endpoint by whoever handed the batch in; never raises an OctoError."""
 _CHUNK_LINES = 500
 _UNANSWERED: Mapping[Status, str] = {
     Status.EXPIRED: "this request could not be executed before the completion window expired.",
@@ -119,8 +119,8 @@ class BatchDesk:
 
     # ---- batches ----
 
-    async def create(self, *, endpoint: str, input: str, metadata: Mapping[str, str]) -> Batch:
-        """Raises RequestInvalid for an input that is no file of requests."""
+    async def create(self, *, endpoint: str, input: str, metadata: Mapping[str, str], whose: str = "") -> Batch:
+        """`whose` tells callers apart. Raises RequestInvalid for an input that is no file of requests."""
         file = await self.file(input)
         if file is None or file.purpose != "batch":
             raise RequestInvalid(
@@ -136,6 +136,7 @@ class BatchDesk:
             status=Status.VALIDATING,
             expires_s=now_s + self.limits.window_s,
             metadata=metadata,
+            whose=whose,
             times={str(Status.VALIDATING): now_s},
         )
         await self._book.add_batch(batch, open_limit=self.limits.open_batches)
@@ -235,7 +236,7 @@ class BatchDesk:
                 break
             await asyncio.sleep(pause_s)
             async with self._places:
-                reply = await answer(batch.endpoint, line.body)
+                reply = await answer(batch.endpoint, line.body, batch.whose)
             if not reply.retry:
                 break
         pace.patient = not reply.retry

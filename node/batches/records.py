@@ -51,7 +51,8 @@ class StoredFile:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """`times` maps statuses to when they were reached; `output` and `error` are ids of files, empty if there are none;
-    `problems` are what is wrong with its input. `amount` is 10^-18 OCTO."""
+    `problems` are what is wrong with its input. `amount` is 10^-18 OCTO. `whose` tells who handed it in from others,
+    empty if nobody knows."""
 
     id: str
     endpoint: str
@@ -69,6 +70,7 @@ class Batch:
     output: str = ""
     error: str = ""
     problems: Sequence[Mapping[str, Any]] = ()
+    whose: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

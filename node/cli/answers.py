@@ -1,8 +1,9 @@
-"""`octo-node answers`: answers that are told again instead of being generated anew."""
+"""`octo-node answers`: answers that are told again instead of being generated anew, and vectors not bought twice."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,13 +43,28 @@ def show_answers(data_dir: Path | None, as_json: bool) -> None:
         rows.append(("told again", f"{kept['hits']} of {looked} times somebody looked"))
         if kept["damaged"]:
             rows.append(("damaged", f"{kept['damaged']} thrown away: not what was signed for"))
+    rows.extend(_vectors(said["vectors"]))
     screen().print(facts(rows))
 
 
+def _vectors(kept: dict[str, Any] | None) -> list[tuple[str, object]]:
+    from node.cli.show import size
+
+    if kept is None:
+        return [("vectors", "none: routing.embedding_cache is 0")]
+    looked = kept["hits"] + kept["misses"]
+    held = f"{kept['vectors']} kept, {size(kept['size_bytes'])} of {size(kept['limit_bytes'])}"
+    rows: list[tuple[str, object]] = [("vectors", held), ("not bought again", f"{kept['hits']} of {looked} texts")]
+    if kept["damaged"]:
+        rows.append(("vectors damaged", f"{kept['damaged']} thrown away: not what was written"))
+    return rows
+
+
 @answers.command("forget")
+@click.option("--vectors", "vectors_only", is_flag=True, help="Only the vectors that this node bought and keeps.")
 @data_dir_option
 @json_option
-def forget_answers(data_dir: Path | None, as_json: bool) -> None:
+def forget_answers(vectors_only: bool, data_dir: Path | None, as_json: bool) -> None:
     """Throw away what this node keeps, and have others throw away what they keep because it asked.
 
     Who cannot be reached keeps it until it is too old, but this node will not find it: it takes a new key.
@@ -56,12 +72,14 @@ def forget_answers(data_dir: Path | None, as_json: bool) -> None:
     from node.cli.remote import find_node
     from node.cli.show import print_json, printable, screen
 
-    said = find_node(settings_of(data_dir).data_dir).post("/api/v1/answers/forget", {}, timeout_s=60.0)
+    only = "?only=vectors" if vectors_only else ""
+    said = find_node(settings_of(data_dir).data_dir).post(f"/api/v1/answers/forget{only}", {}, timeout_s=60.0)
     if as_json:
         print_json(said)
         return
     for who, count in said["forgotten"].items():
-        screen().print(f"{count} forgotten {'here' if who == 'here' else f'by {who}'}", soft_wrap=True)
+        what = {"here": "forgotten here", "vectors": "vectors forgotten"}.get(who, f"forgotten by {who}")
+        screen().print(f"{count} {what}", soft_wrap=True)
     for who, why in said["not_reached"].items():
         screen().print(printable(f"not reached: {who}: {why}"), soft_wrap=True)
     if not said["forgotten"] and not said["not_reached"]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from market.errors import NodeMisconfigured
 from market.task import Privacy
 from market.work import EmbedInput
 from node.vectors.file import VectorFile
-from node.vectors.sealing import About, KeptVector, Seal, user_mark
+from node.vectors.sealing import About, KeptVector, Seal, Sealer, user_mark
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -66,10 +66,11 @@ class EmbeddingCache:
     async def find(
         self, whose: str, about: About, inputs: Sequence[EmbedInput], *, engines: Collection[str]
     ) -> Mapping[EmbedInput, KeptVector]:
-        """What is kept of `inputs` for this user, made by one of these engine classes: others make other bits."""
-        seals = {given: self._seal(whose, about, given) for given in inputs}
+        """What is kept of `inputs`, each of them once, for this user, made by one of these engine classes: others make
+        other bits."""
 
         def read(file: VectorFile) -> tuple[dict[EmbedInput, KeptVector], int]:
+            seals = self._seals(whose, about, inputs)
             found = file.read([seal.place for seal in seals.values()])
             opened = {given: seal.open(found[seal.place]) for given, seal in seals.items() if seal.place in found}
             wrong = [seals[given].place for given, kept in opened.items() if kept is None]
@@ -81,19 +82,19 @@ class EmbeddingCache:
         kept, wrong = await self._do(read, nothing)
         told = {given: vector for given, vector in kept.items() if vector.engine in engines}
         self.counts.hits += len(told)
-        self.counts.misses += len(seals) - len(told)
+        self.counts.misses += len(inputs) - len(told)
         self.counts.damaged += wrong
         return told
 
     async def keep(self, whose: str, about: About, vectors: Mapping[EmbedInput, KeptVector], *, epoch: int) -> None:
         """Keep what this user bought since `epoch`. A cache that cannot is no error."""
-        secret, user = self._secret(), user_mark(self._secret(), whose)
-        seals = [(Seal(secret, self._finder(whose), about, given), vector) for given, vector in vectors.items()]
 
         def write(file: VectorFile) -> tuple[int, int]:
             if epoch != self.epoch:
                 return 0, 0
-            return file.write([(seal.place, user, seal.close(vector)) for seal, vector in seals])
+            user = user_mark(self._secret(), whose)
+            seals = self._seals(whose, about, vectors)
+            return file.write([(seals[given].place, user, seals[given].close(kept)) for given, kept in vectors.items()])
 
         kept, evicted = await self._do(write, (0, 0))
         self.counts.kept += kept
@@ -101,9 +102,12 @@ class EmbeddingCache:
 
     async def disown(self, whose: str, about: About, inputs: Collection[EmbedInput]) -> None:
         """These are not what they should be."""
-        places = [self._seal(whose, about, given).place for given in inputs]
-        await self._do(lambda file: file.remove(places), None)
-        self.counts.damaged += len(places)
+
+        def remove(file: VectorFile) -> None:
+            file.remove([seal.place for seal in self._seals(whose, about, inputs).values()])
+
+        await self._do(remove, None)
+        self.counts.damaged += len(inputs)
 
     async def forget(self, whose: str) -> int:
         """Throw away what this user bought; how many vectors that were. Raises NodeMisconfigured if they stay."""
@@ -138,11 +142,9 @@ class EmbeddingCache:
         await self._in_thread(self._close)
         self._thread.shutdown()
 
-    def _finder(self, whose: str) -> str:
-        return "" if self._shared else whose
-
-    def _seal(self, whose: str, about: About, given: EmbedInput) -> Seal:
-        return Seal(self._secret(), self._finder(whose), about, given)
+    def _seals(self, whose: str, about: About, inputs: Iterable[EmbedInput]) -> Mapping[EmbedInput, Seal]:
+        sealer = Sealer(self._secret(), "" if self._shared else whose, about)
+        return {given: sealer.seal(given) for given in inputs}
 
     async def _forget(self, job: Callable[[VectorFile], int]) -> int:
         self.epoch += 1

@@ -8,8 +8,8 @@ Knows no file and no network.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+from array import array
 from typing import Annotated
 
 import numpy as np
@@ -47,22 +47,25 @@ class KeptVector:
     engine: Annotated[str, Field(max_length=256)]
 
 
-@value
-class _Wanted:
-    whose: str
-    about: About
-    input: EmbedInput
+class Sealer:
+    """Of one user's vectors about one model."""
+
+    def __init__(self, secret: bytes, whose: str, about: About) -> None:
+        self._key = hmac.digest(secret, b"octo/vector/1" + whose.encode() + b"\0" + encode(About, about), "sha256")
+        self._dimensions = about.dimensions
+
+    def seal(self, given: EmbedInput) -> Seal:
+        said = b"text" + given.encode() if isinstance(given, str) else b"ids " + array("I", given).tobytes()
+        return Seal(hmac.digest(self._key, said, "sha512"), self._dimensions)
 
 
 class Seal:
-    """Of one input, for one user. `place` is its name in the file."""
+    """Of one input. `place` is its name in the file."""
 
-    def __init__(self, secret: bytes, whose: str, about: About, given: EmbedInput) -> None:
-        wanted = encode(_Wanted, _Wanted(whose=whose, about=about, input=given))
-        made = hmac.digest(secret, b"octo/vector/1" + hashlib.sha256(wanted).digest(), "sha512")
-        self.place, key = made[:32], made[32:]
-        self._box = SecretBox(key)
-        self._dimensions = about.dimensions
+    def __init__(self, made: bytes, dimensions: int) -> None:
+        self.place = made[:32]
+        self._box = SecretBox(made[32:])
+        self._dimensions = dimensions
 
     def close(self, kept: KeptVector) -> bytes:
         return bytes(self._box.encrypt(encode(KeptVector, kept)))  # a random nonce of 24 bytes stands in front

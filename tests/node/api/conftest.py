@@ -209,6 +209,7 @@ class ScriptedNode:
         self.rail_name = "ledger"
         self.chain = None
         self.batches: BatchDesk | None = None
+        self.answers = SimpleNamespace(vectors=None)
         self.record = record()
         self.ready = True
         self.sound_rate = 22_050

@@ -41,8 +41,15 @@ async def test_vectors_come_as_numbers_or_as_base64(http: Any, node: Any, form: 
 
 @pytest.mark.parametrize(
     "steps",
-    [VECTORS[:1], (*VECTORS, VECTORS[0]), (b"\0" * 5, VECTORS[0]), (b"", VECTORS[0]), (b"\xff" * 4, VECTORS[0])],
-    ids=["too few", "too many", "half a number", "nothing", "NaN"],
+    [
+        VECTORS[:1],
+        (*VECTORS, VECTORS[0]),
+        (b"\0" * 5, VECTORS[0]),
+        (b"", VECTORS[0]),
+        (b"\xff" * 12, VECTORS[0]),
+        (VECTORS[0], VECTORS[1][:8]),
+    ],
+    ids=["too few", "too many", "half a number", "nothing", "NaN", "two lengths"],
 )
 async def test_vectors_that_are_none_are_the_providers_failure(client: AsyncOpenAI, node: Any, steps: Any) -> None:
     node.buyer.steps = steps
@@ -54,12 +61,18 @@ async def test_vectors_that_are_none_are_the_providers_failure(client: AsyncOpen
 @pytest.mark.parametrize(
     ("change", "param", "reason"),
     [
-        ({"input": [1, 2]}, "input", "token ids"),
-        ({"input": [[1, 2]]}, "input", "token ids"),
+        ({"input": [1, -2]}, "input[0]", "at least 0"),
+        ({"input": [[1, 2**31]]}, "input[0]", "below 2^31"),
+        ({"input": [1, "two"]}, "input[0]", "integers"),
+        ({"input": [[1], [True]]}, "input[1]", "integers"),
+        ({"input": [[1.5]]}, "input[0]", "integers"),
+        ({"input": ["one", {"text": "two"}]}, "input[1]", "a text, or"),
+        ({"input": [[1], []]}, "input[1]", "at least 1"),
+        ({"input": [[1] * 131_073]}, "input[0]", "131072"),
         ({"input": []}, "input", "at least 1"),
         ({"input": ""}, "input[0]", "at least 1"),
         ({"input": ["x"] * 2049}, "input", "2048"),
-        ({"input": ["x" * 190_000] * 3}, "input", "several requests"),
+        ({"input": [letter * 190_000 for letter in "xyz"]}, "input", "several requests"),
         ({"input": "x" * 200_001}, "input[0]", "200000"),
         ({"encoding_format": "int8"}, "encoding_format", "'base64'"),
         ({"dimensions": 0}, "dimensions", "1"),
@@ -76,6 +89,31 @@ async def test_what_cannot_be_embedded_is_refused_by_name(
     assert error["param"] == param
     assert reason in error["message"]
     assert node.buyer.orders == []
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs"),
+    [([1, 2], ((1, 2),)), ([[1, 2], [3]], ((1, 2), (3,))), (["one", [3]], ("one", (3,)))],
+    ids=["ids", "lists of ids", "both"],
+)
+async def test_token_ids_are_taken_as_they_come(http: Any, node: Any, given: Any, inputs: Any) -> None:
+    node.buyer.steps = VECTORS[: len(inputs)]
+    async with http.post("/v1/embeddings", json={"model": "small", "input": given}) as response:
+        assert response.status == 200, await response.text()
+    (order,) = node.buyer.orders
+    assert order.request.inputs == inputs
+
+
+async def test_what_stands_twice_is_bought_once_and_told_twice(client: AsyncOpenAI, node: Any) -> None:
+    node.buyer.steps = VECTORS
+    answer = await client.embeddings.create(model="small", input=["one", "two", "one"])
+    (order,) = node.buyer.orders
+    assert order.request.inputs == ("one", "two")
+    first, second, third = ([float(n) for n in item.embedding] for item in answer.data)
+    assert first == third == [1.0, -0.5, 0.25]
+    assert second == [0.0, 0.125, 2.0]
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    assert answer.model_extra["octo"]["kept"] == {"vectors": 0, "receipts": {}}  # type: ignore[index]
 
 
 async def test_units_of_other_work_are_no_tokens(client: AsyncOpenAI, http: Any, node: Any) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from market.errors import NodeMisconfigured, RequestInvalid, StepNotAllowed
-from node.batches.desk import BatchDesk, open_batches
+from node.batches.desk import Answer, BatchDesk, open_batches
 from node.batches.records import STEPS, Batch, BatchLimits, Reply, Status, check_step
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ async def handed_in(desk: BatchDesk, count: int) -> Batch:
 
 
 @asynccontextmanager
-async def crew(desk: BatchDesk, answer: Callable[[str, bytes], Awaitable[Reply]]) -> AsyncIterator[None]:
+async def crew(desk: BatchDesk, answer: Answer) -> AsyncIterator[None]:
     task = asyncio.create_task(desk.run(answer))
     try:
         yield
@@ -72,7 +72,7 @@ async def output(desk: BatchDesk, id: str) -> list[Any]:
     return [json.loads(said) for said in content.splitlines()]
 
 
-async def yes(_endpoint: str, body: bytes) -> Reply:
+async def yes(_endpoint: str, body: bytes, _whose: str) -> Reply:
     return Reply(status=200, body=body, tokens_in=1, tokens_out=2, amount=10**19)
 
 
@@ -84,7 +84,7 @@ from node.batches.records import BatchLimits, Reply
 
 async def main():
     async with open_batches(Path(sys.argv[1]), limits=BatchLimits(), now_s=time.time, random=os.urandom) as desk:
-        async def answer(endpoint, body):
+        async def answer(endpoint, body, whose):
             await asyncio.sleep(0.002)
             print(body.decode(), flush=True)
             return Reply(status=200, body=body, amount=1)
@@ -115,9 +115,9 @@ async def test_after_kill_9_every_line_is_answered_and_counted_once(tmp_path: Pa
         process.wait()
     again: list[int] = []
 
-    async def answer(endpoint: str, body: bytes) -> Reply:
+    async def answer(endpoint: str, body: bytes, _whose: str) -> Reply:
         again.append(json.loads(body)["n"])
-        return await yes(endpoint, body)
+        return await yes(endpoint, body, "")
 
     async with desk_in(tmp_path) as desk, crew(desk, answer):
         batch = await at_end(desk, id)
@@ -132,9 +132,9 @@ async def test_after_kill_9_every_line_is_answered_and_counted_once(tmp_path: Pa
 async def test_a_line_that_may_go_better_later_is_tried_again(tmp_path: Path) -> None:
     tries: dict[bytes, int] = {}
 
-    async def second_time(endpoint: str, body: bytes) -> Reply:
+    async def second_time(endpoint: str, body: bytes, _whose: str) -> Reply:
         tries[body] = tries.get(body, 0) + 1
-        return await yes(endpoint, body) if tries[body] > 1 else Reply(status=503, body=b"{}", retry=True)
+        return await yes(endpoint, body, "") if tries[body] > 1 else Reply(status=503, body=b"{}", retry=True)
 
     async with desk_in(tmp_path) as desk, crew(desk, second_time):
         batch = await at_end(desk, (await handed_in(desk, 5)).id)
@@ -144,7 +144,7 @@ async def test_a_line_that_may_go_better_later_is_tried_again(tmp_path: Path) ->
 async def test_once_a_line_waited_in_vain_the_others_do_not(tmp_path: Path) -> None:
     tries = 0
 
-    async def never(_endpoint: str, _body: bytes) -> Reply:
+    async def never(_endpoint: str, _body: bytes, _whose: str) -> Reply:
         nonlocal tries
         tries += 1
         return Reply(status=503, body=b'{"error": {}}', retry=True)
@@ -158,10 +158,10 @@ async def test_once_a_line_waited_in_vain_the_others_do_not(tmp_path: Path) -> N
 
 
 async def test_a_batch_that_takes_too_long_expires_with_what_there_is(tmp_path: Path) -> None:
-    async def slow(endpoint: str, body: bytes) -> Reply:
+    async def slow(endpoint: str, body: bytes, _whose: str) -> Reply:
         if json.loads(body)["n"]:
             await asyncio.sleep(3600)
-        return await yes(endpoint, body)
+        return await yes(endpoint, body, "")
 
     now_s = 1_000.0
     async with desk_in(tmp_path, now_s=lambda: now_s, window_s=1) as desk:
@@ -175,10 +175,10 @@ async def test_a_batch_that_takes_too_long_expires_with_what_there_is(tmp_path: 
 async def test_two_batches_take_turns(tmp_path: Path) -> None:
     order: list[str] = []
 
-    async def noted(endpoint: str, body: bytes) -> Reply:
+    async def noted(endpoint: str, body: bytes, _whose: str) -> Reply:
         order.append(endpoint)
         await asyncio.sleep(0.001)
-        return await yes(endpoint, body)
+        return await yes(endpoint, body, "")
 
     async with desk_in(tmp_path, under_way=2) as desk:
         first = await handed_in(desk, 60)
@@ -232,12 +232,12 @@ async def test_limits_on_files_lines_and_batches_hold(tmp_path: Path) -> None:
 async def test_a_crew_that_stumbles_takes_the_batch_up_again(tmp_path: Path) -> None:
     stumbled = False
 
-    async def once(endpoint: str, body: bytes) -> Reply:
+    async def once(endpoint: str, body: bytes, _whose: str) -> Reply:
         nonlocal stumbled
         if not stumbled:
             stumbled = True
             raise RuntimeError("a bug of ours")
-        return await yes(endpoint, body)
+        return await yes(endpoint, body, "")
 
     async with desk_in(tmp_path, again_s=0.05) as desk, crew(desk, once):
         batch = await at_end(desk, (await handed_in(desk, 3)).id)
