@@ -7,12 +7,13 @@ only through `Context` and `Grammars`, which fakes can stand for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.drafting import Drafter
 from inference.prefix import NO_SCOPE, Prefixes
 from inference.sampler import Logits, Sampler, logprobs_of
 from inference.scheduler import Prefill, Schedule, Seat, layout
@@ -103,16 +104,23 @@ class _Running:
     limit: int
     grammar: Grammar | None
     cached: int
+    drawn: list[int] = field(default_factory=list)
+    """In this life."""
+    drafter: Drafter | None = None
     settled: bool = False
     """Whether we have looked, at its first step, for a lane that holds more of its prompt."""
     last: int = -1
 
 
 class Batch:
-    """`grammars` is None where the engine has none; a job that wants one then fails."""
+    """`grammars` is None where the engine has none; a job that wants one then fails. `draft`: a lone stream's next
+    tokens are guessed (see `inference.drafting`)."""
 
-    def __init__(self, context: Context, *, slots: int, window: int, grammars: Grammars | None = None) -> None:
+    def __init__(
+        self, context: Context, *, slots: int, window: int, grammars: Grammars | None = None, draft: bool = False
+    ) -> None:
         self._context = context
+        self._draft = draft
         self._grammars = grammars
         self._schedule = Schedule(slots=slots, window=window)
         self._prefixes = Prefixes(slots)
@@ -168,7 +176,10 @@ class Batch:
         step = self._schedule.next_step()
         if step is None:
             return []
-        return self._prefill(self._settle(step)) if isinstance(step, Prefill) else self._decode(step.jobs)
+        if isinstance(step, Prefill):
+            return self._prefill(self._settle(step))
+        drafted = self._drafted(step.jobs[0]) if self._draft and len(step.jobs) == 1 else []
+        return self._speculate(step.jobs[0], drafted) if drafted else self._decode(step.jobs)
 
     def _settle(self, step: Prefill) -> Prefill:
         """Before a job's first row: copy what another lane holds of its prompt, if that is more."""
@@ -212,6 +223,32 @@ class Batch:
             self._held[seat.slot] += 1
         return [self._emit(seat, row) for seat, row in zip(decoded, logits, strict=True)]
 
+    def _drafted(self, job: int) -> list[int]:
+        running, seat = self._running[job], self._schedule.seat(job)
+        if running.drafter is None:
+            running.drafter = Drafter(running.rows, threads=self._context.threads)
+        running.drafter.extend(running.drawn[len(running.drafter) - len(running.rows) :])
+        return running.drafter.draft(running.limit - seat.emitted - 1)
+
+    def _speculate(self, job: int, drafted: list[int]) -> list[Emission]:
+        """The last token and the guesses in one call; what was drawn up to the first wrong guess is what single steps
+        would have drawn."""
+        seat, running = self._schedule.seat(job), self._running[job]
+        start = self._held[seat.slot]
+        rows = [Row(seat.slot, token, start + at, True) for at, token in enumerate([running.last, *drafted])]
+        emissions: list[Emission] = []
+        for at, logits in enumerate(self._context.decode(rows)):
+            self._held[seat.slot] = start + at + 1
+            emissions.append(self._emit(seat, logits))
+            if emissions[-1].finish:
+                return emissions
+            if at == len(drafted) or emissions[-1].token != drafted[at]:
+                break
+        self._context.forget(seat.slot, self._held[seat.slot])
+        assert running.drafter is not None
+        running.drafter.heard(len(drafted), len(emissions) - 1)
+        return emissions
+
     def _emit(self, seat: Seat, logits: Logits) -> Emission:
         running = self._running[seat.job]
         cached, running.cached = running.cached, 0
@@ -230,6 +267,7 @@ class Batch:
             return _failure(seat.job, error)
         running.sampler.accept(token)
         running.last = token
+        running.drawn.append(token)
         seat.emitted += 1
         finish: Literal["", "length"] = "length" if seat.emitted >= running.limit else ""
         if finish:

@@ -31,8 +31,9 @@ _LENGTH: Final = struct.Struct(">I")
 @value
 class WorkerSettings:
     """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free; `gpu_layers` go to the
-    GPU, -1 means all. For ONNX Runtime: `providers`, most wanted first, of which those that the library lacks are left
-    out if it may `fall_back`; `precision` is the weights', for the engine class."""
+    GPU, -1 means all; `draft`: a lone stream's tokens are guessed, which changes none. For ONNX Runtime: `providers`,
+    most wanted first, of which those that the library lacks are left out if it may `fall_back`; `precision` is the
+    weights', for the engine class."""
 
     parent: int
     model: str
@@ -43,6 +44,7 @@ class WorkerSettings:
     memory_bytes: int
     core: int
     gpu_layers: int = 0
+    draft: bool = True
     library: Literal["llama.cpp", "onnxruntime"] = "llama.cpp"
     providers: tuple[str, ...] = ()
     fall_back: bool = False

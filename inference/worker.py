@@ -125,7 +125,8 @@ def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     grammars = context.grammars()
     close_the_door(devices=bool(cards.devices))
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation)
-    return Batch(context, slots=settings.slots, window=settings.window, grammars=grammars), facts
+    batch = Batch(context, slots=settings.slots, window=settings.window, grammars=grammars, draft=settings.draft)
+    return batch, facts
 
 
 def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:

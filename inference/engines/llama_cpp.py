@@ -32,12 +32,14 @@ async def open_llama_engine(
     hang_s: float = 20.0,
     gpu_layers: int = 0,
     vram_bytes: int = 0,
+    draft: bool = True,
 ) -> AsyncIterator[BatchedEngine]:
     """Start `workers` processes with the GGUF `model`, each with `slots` jobs at once and `context` tokens for each.
 
     A job is paused while its reader is `window` tokens behind; a busy worker that is silent for `hang_s` seconds
     is ended and restarted. `pin` ties worker i to core i: for a machine that does nothing else. `gpu_layers` of the
     model go to the GPU (-1: all), if the library was built for one; `vram_bytes` is what all workers have there.
+    `draft`: what a lone stream says next is guessed from what it has said (see `inference.drafting`).
     Raises ModelFileInvalid with the reason, NodeMisconfigured if a number is absurd or does not fit into memory.
     Must be opened on a thread that lives as long as the engine (the kernel ends workers with it).
     """
@@ -51,6 +53,7 @@ async def open_llama_engine(
         memory_bytes=(available_ram() + vram_bytes) // max(1, workers),
         core=-1,
         gpu_layers=gpu_layers,
+        draft=draft,
     )
     async with open_batched_engine(settings, workers=workers, pin=pin, hang_s=hang_s) as engine:
         yield engine
