@@ -16,7 +16,7 @@ import structlog
 
 from inference.engines.batched import BatchedEngine
 from inference.engines.llama_cpp import open_llama_engine
-from inference.hardware import Hardware, detect_hardware
+from inference.hardware import Hardware, available_ram, detect_hardware
 from inference.measuring import measure_engine
 from inference.models.library import model_of, models_in, weights_path
 from inference.models.manifest import Format, Manifest
@@ -25,7 +25,7 @@ from inference.tuning import Setup, Tuning, tune
 from market.errors import RequestInvalid
 from node.measurements import Entry, engine_version, hardware_words, key_of, remembered, save_entry, setup_for
 from node.settings import Settings
-from node.shaping import Shape, shape_of, usable
+from node.shaping import Shape, context_of, shape_of, usable
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ async def bench_hardware(
         await usable(settings.engine, manifest, hardware),
         manifest,
         weights=await weights_path(store, manifest),
-        context=_context(settings, manifest),
+        ram_bytes=available_ram(),
     )
     setup = shape.setup
     best = known.tuned if known is not None else None
@@ -130,15 +130,11 @@ async def _opened(settings: Settings, store: Store, setup: Setup, shape: Shape) 
             workers=setup.workers,
             threads=setup.threads,
             slots=setup.slots,
-            context=_context(settings, manifest),
+            context=context_of(settings.engine, manifest),
             gpu_layers=shape.gpu_layers,
             vram_bytes=shape.vram_bytes,
         ) as engine:
             yield engine
-
-
-def _context(settings: Settings, manifest: Manifest) -> int:
-    return min(settings.engine.context, manifest.context or settings.engine.context)
 
 
 def _check(manifest: Manifest) -> None:

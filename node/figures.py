@@ -141,8 +141,7 @@ def expected_bytes(manifest: Manifest, kind: EngineKind, setup: Setup, settings:
     one_slot = max(0, manifest.needs.min_ram_bytes - weights - _ENGINE_BYTES)
     context = min(settings.engine.context, manifest.context or settings.engine.context)
     slot = one_slot * context // min(_SLOT_TOKENS, manifest.context or _SLOT_TOKENS)
-    lanes = setup.slots + (setup.threads > 1)
-    return setup.workers * (weights + _ENGINE_BYTES + lanes * slot)
+    return setup.workers * (weights + _ENGINE_BYTES + setup.slots * slot)
 
 
 def slots_that_fit(manifest: Manifest, setup: Setup, settings: Settings, budget_bytes: int) -> int:

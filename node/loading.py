@@ -20,12 +20,11 @@ from inference.engines.on_demand import OnDemandEngine, OnDemandWork
 from inference.hardware import Hardware, available_ram, detect_hardware
 from inference.measuring import memory_of
 from inference.models.compatibility import EngineKind, Machine
-from inference.models.library import model_of, models_in
+from inference.models.library import model_of, models_in, weights_path
 from inference.models.manifest import Manifest
 from inference.models.store import Store
 from inference.quantization.fitting import what_would_fit
 from inference.residency import load_first
-from inference.tuning import Setup
 from market.errors import BlockInvalid, ContentUnavailable, EngineFailed, NodeMisconfigured, OctoError
 from market.parts import Served, ServedWork, Serving
 from market.ports import Engine
@@ -35,7 +34,7 @@ from node.model_cache import ModelCache
 from node.offered import Providing
 from node.serving import Reader, choose_engine, make_offer, open_reader, open_serving
 from node.settings import Settings
-from node.shaping import usable
+from node.shaping import Shape, shape_of, usable
 
 _RESERVE_BYTES: Final = 512 << 20
 """Left to the rest of the machine; of a small one a sixteenth."""
@@ -54,7 +53,7 @@ class _Model:
     reference: str
     manifest: Manifest
     kind: EngineKind
-    setup: Setup
+    shape: Shape
     reader: Reader
     key: str
     size_bytes: int
@@ -157,8 +156,8 @@ class Loading:
             return
         settings, manifest = self._settings, await model_of(self._store, cid)
         kind = EngineKind.LLAMA_CPP
+        able = await usable(settings.engine, manifest, self._hardware)
         if self._engine is None:
-            able = await usable(settings.engine, manifest, self._hardware)
             kind = choose_engine(manifest, settings, able, await models_in(self._store))
         try:
             reader = await open_reader(self._store, manifest)
@@ -167,6 +166,17 @@ class Loading:
             reader = await open_reader(self._store, manifest)
         measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=self._hardware, model=cid)
         setup = setup_for(settings.engine, measured, model=cid, cores=self._hardware.cores)
+        shape = Shape(setup=setup)
+        if self._engine is None and kind is EngineKind.LLAMA_CPP and not is_llama_text(manifest):
+            shape = await shape_of(
+                setup,
+                settings.engine,
+                able,
+                manifest,
+                weights=await weights_path(self._store, manifest),
+                ram_bytes=self._budget(0),
+            )
+        setup = shape.setup
         key = figures_key(self._hardware, setup, settings)
         figures = self._book.get(key)
         size_bytes = figures.size_bytes if figures is not None else expected_bytes(manifest, kind, setup, settings)
@@ -175,7 +185,7 @@ class Loading:
             reference=reference,
             manifest=manifest,
             kind=kind,
-            setup=setup,
+            shape=shape,
             reader=reader,
             key=key,
             size_bytes=0 if self._engine is not None else size_bytes,
@@ -191,11 +201,11 @@ class Loading:
         )
 
     async def _check_fits(self, model: _Model) -> None:
-        """Where there are cards, how much goes into their memory is the engine's to find out."""
+        """What lies on cards takes no memory here, and is reckoned where that is decided."""
         budget = self._budget(0)
-        if model.size_bytes <= budget or self._hardware.gpus:
+        if model.size_bytes <= budget or model.shape.gpu_layers:
             return
-        setup, settings = model.setup, self._settings
+        setup, settings = model.shape.setup, self._settings
         advice, words = [], ""
         if model.kind is EngineKind.LLAMA_CPP and not is_llama_text(model.manifest):
             words = f" for {setup.workers} x {setup.slots} tasks of {settings.engine.context} tokens"
@@ -231,6 +241,7 @@ class Loading:
             engine=self._engine,
             reader=model.reader,
             speed=self._speeds.get(model.cid),
+            shape=model.shape,
         )
 
     async def _bring_again(self, cid: str, reference: str, error: BlockInvalid) -> None:

@@ -20,7 +20,7 @@ from inference.engines.onnx import onnx_kind, onnx_meter, onnx_models, open_onnx
 from inference.engines.openai_http import open_openai_engine
 from inference.engines.speech import open_speaking_engine, open_transcription_engine
 from inference.engines.texts import text_context
-from inference.hardware import Hardware, detect_hardware
+from inference.hardware import Hardware, available_ram, detect_hardware
 from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
 from inference.models.library import model_folder, model_of, models_in, open_tokenizer, publish_described, weights_path
 from inference.models.manifest import Format, Manifest, Role
@@ -41,7 +41,7 @@ from market.work import Work
 from node.measurements import SLOTS_A_THREAD, known_speed, remembered, setup_for
 from node.serving_vllm import open_vllm, vllm_fits
 from node.settings import EngineSettings, Settings, Share
-from node.shaping import cards_of, shape_of, usable, would_fit
+from node.shaping import Shape, cards_of, context_of, shape_of, usable, would_fit
 
 ENGINES = (EngineKind.LLAMA_CPP, EngineKind.ONNX, EngineKind.SPEECH, EngineKind.DIFFUSION)
 """In the order in which they are tried; vLLM, which the settings must name, comes after them."""
@@ -57,9 +57,10 @@ async def open_serving(
     engine: Engine | None = None,
     reader: Reader | None = None,
     speed: float | None = None,
+    shape: Shape | None = None,
 ) -> AsyncIterator[Serving]:
     """Load a model that is in the store and yield it once it answers. `engine` stands in for the one it would get,
-    `reader` and `speed` are what is known of it already.
+    `reader` and `speed` are what is known of it already, `shape` how its engine is cut, if that was decided.
 
     The files are held while it runs. Raises NodeMisconfigured with what would fit, EngineFailed, ContentError.
     """
@@ -100,9 +101,9 @@ async def open_serving(
         elif engine is None:
             measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
             path = await weights_path(store, manifest)
-            context = min(settings.engine.context, manifest.context or settings.engine.context)
-            setup = setup_for(settings.engine, measured, model=model, cores=hardware.cores)
-            shape = await shape_of(setup, settings.engine, able, manifest, weights=path, context=context)
+            if shape is None:
+                setup = setup_for(settings.engine, measured, model=model, cores=hardware.cores)
+                shape = await shape_of(setup, settings.engine, able, manifest, weights=path, ram_bytes=available_ram())
             setup = shape.setup
             speed = known_speed(setup, measured) if speed is None else speed
             engine = await stack.enter_async_context(
@@ -111,7 +112,7 @@ async def open_serving(
                     workers=setup.workers,
                     threads=setup.threads,
                     slots=setup.slots,
-                    context=context,
+                    context=context_of(settings.engine, manifest),
                     gpu_layers=shape.gpu_layers,
                     vram_bytes=shape.vram_bytes,
                 )

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from inference.devices import NO_CARDS, CardAccess, card_access
-from inference.hardware import Hardware, available_ram
+from inference.hardware import Hardware
 from inference.models.compatibility import HERE, EngineKind, Machine, compatibility
 from inference.models.inspection import inspect_file
 from inference.models.manifest import Format, Manifest
@@ -28,6 +28,8 @@ from node.settings import EngineSettings
 log = structlog.get_logger()
 
 _LARGEST: Final = Machine(ram_bytes=1 << 62, vram_bytes=1 << 62, accelerators=frozenset(("cuda",)))
+_ROUNDED_BYTES: Final = 1 << 20
+"""A manifest's needs are in whole MiB, by which `node.figures` reckons a slot."""
 
 
 @value
@@ -64,13 +66,15 @@ async def cards_of(hardware: Hardware) -> CardAccess:
 
 
 async def shape_of(
-    setup: Setup, settings: EngineSettings, hardware: Hardware, manifest: Manifest, *, weights: Path, context: int
+    setup: Setup, settings: EngineSettings, hardware: Hardware, manifest: Manifest, *, weights: Path, ram_bytes: int
 ) -> Shape:
-    """`hardware` as it is usable. Blocks for 0.1 s in a thread. Raises ModelFileInvalid for a file that is none."""
+    """`hardware` as it is usable, `ram_bytes` what may be taken of its memory. 0.1 s, in a thread.
+
+    Raises ModelFileInvalid for a file that is none."""
     facts = await asyncio.to_thread(inspect_file, weights, weights.name)
     burden = Burden(
         weights_bytes=sum(file.size_bytes for file in manifest.weights),
-        slot_bytes=facts.kv_token_bytes * context,
+        slot_bytes=facts.kv_token_bytes * context_of(settings, manifest) + _ROUNDED_BYTES,
         layers=facts.layers,
     )
     cards = tuple(gpu.vram_bytes for gpu in hardware.gpus)
@@ -85,8 +89,13 @@ async def shape_of(
             return Shape(setup=replace(cut, threads=threads), gpu_layers=layers, vram_bytes=sum(cards))
     if named:
         return Shape(setup=setup)
-    free, slots_named = available_ram(), settings.slots is not None
-    return Shape(setup=in_memory(setup, burden, ram_bytes=free, cores=hardware.cores, slots_named=slots_named))
+    slots_named = settings.slots is not None
+    return Shape(setup=in_memory(setup, burden, ram_bytes=ram_bytes, cores=hardware.cores, slots_named=slots_named))
+
+
+def context_of(settings: EngineSettings, manifest: Manifest) -> int:
+    """Tokens of a slot."""
+    return min(settings.context, manifest.context or settings.context)
 
 
 def would_fit(

@@ -26,8 +26,9 @@ from market.errors import NodeMisconfigured
 from market.offer import Tier
 from market.signing import Secp256k1Signer
 from node.serving import choose_engine, open_serving
-from node.settings import EngineSettings, Settings
+from node.settings import Api, Content, EngineSettings, Mesh, Settings
 from node.shaping import Shape, cards_of, shape_of, usable
+from node.wiring import open_node
 
 ROOT = Path(__file__).resolve().parents[2]
 Q4_0 = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_0.gguf"
@@ -65,7 +66,7 @@ async def test_a_card_counts_if_the_library_was_built_for_it_and_the_settings_do
 @pytest.mark.model
 async def test_settings_that_name_layers_or_workers_are_obeyed():
     async def shaped(settings: EngineSettings, hardware: Hardware, setup: Setup = SETUP) -> Shape:
-        return await shape_of(setup, settings, hardware, a_manifest(), weights=Q4_0, context=2048)
+        return await shape_of(setup, settings, hardware, a_manifest(), weights=Q4_0, ram_bytes=16 * GB)
 
     on_card = await shaped(EngineSettings(), CARD)
     assert (on_card.setup.workers, on_card.gpu_layers, on_card.vram_bytes) == (1, ALL_LAYERS, 141 * GB)
@@ -79,7 +80,7 @@ async def test_settings_that_name_layers_or_workers_are_obeyed():
     assert part.setup.threads == 8, "the layers that stay have all cores"
     assert await shaped(EngineSettings(workers=4), BARE) == Shape(setup=SETUP)
     crowded = await shaped(EngineSettings(), BARE, replace(SETUP, workers=256))
-    assert crowded.setup.workers < 256, "256 workers take 240 GB"
+    assert crowded.setup.workers == 18, "each takes 0.86 GB, as this manifest tells nothing of weights"
 
 
 def test_a_card_makes_room_for_what_memory_does_not_hold():
@@ -125,6 +126,22 @@ async def test_layers_for_a_card_that_the_build_does_not_know_are_refused_before
         async with open_serving(model, await model_of(store, model), store=store, settings=settings):
             pass
     assert "GGML_CUDA" in caught.value.next_step
+
+
+@pytest.mark.model
+async def test_a_start_that_names_no_slots_takes_as_many_as_models_may_have_memory_for(tmp_path):
+    """600 MB hold the weights and half of the sixteen slots that two threads would have."""
+    settings = Settings(
+        data_dir=tmp_path,
+        api=Api(port=0),
+        mesh=Mesh(listen=("/ip4/127.0.0.1/tcp/0",)),
+        content=Content(host="127.0.0.1"),
+        engine=EngineSettings(memory=600_000_000),
+    )
+    async with open_node(settings, prepared=[Q4_0]) as node:
+        (served,) = node.providing.served().values()
+        assert 4 <= served.engine.info.slots <= 8
+        assert len(node.providing.worker_pids()) == 1
 
 
 @pytest.mark.model
