@@ -14,14 +14,15 @@ from market.values import value
 @value
 class ApiLimits:
     """`requests`: answers under way at once. `body_timeout_s`: until a body is whole. `write_timeout_s`: until a
-    reader takes what waits for it. `uploads`: bodies with a file in them at once, each at most `upload_timeout_s` on
-    its way, and never silent for `body_timeout_s`. `bad_keys` wrong keys at once from an address, then
-    `bad_keys_per_s`."""
+    reader takes what waits for it. `listeners`: who follow or wait for tasks of /api/v1/inference. `uploads`: bodies
+    with a file in them at once, each at most `upload_timeout_s` on its way, and never silent for `body_timeout_s`.
+    `bad_keys` wrong keys at once from an address, then `bad_keys_per_s`."""
 
     body_bytes: int = 4 * 1024 * 1024
     requests: int = 64
     body_timeout_s: float = 30.0
     write_timeout_s: float = 60.0
+    listeners: int = 64
     uploads: int = 8
     upload_timeout_s: float = 600.0
     bad_keys: int = 20

@@ -20,6 +20,7 @@ from node.api.admin import Admin
 from node.api.chain import ChainApi
 from node.api.errors import error_response, http_refusal, unknown_error
 from node.api.guard import OPEN_ROUTES, Guard, Handler
+from node.api.inference import InferenceApi
 from node.api.kept import KeptApi
 from node.api.limits import ApiLimits
 from node.api.metrics import Metrics
@@ -55,9 +56,12 @@ def create_api(
     chain = ChainApi(node, limits=limits)
     models = ModelsApi(node, limits=limits)
     app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
+    inference = InferenceApi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)
+    app.add_routes(inference.routes())
     app.add_routes([*QuantizeApi(node, limits=limits).routes(), *KeptApi(node).routes()])
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(openai.working_off)
+    app.cleanup_ctx.append(inference.working_off)
     return app
 
 

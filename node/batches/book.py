@@ -1,4 +1,4 @@
-"""Files, batches and their lines in one SQLite file. What was answered is on the disk before it counts.
+"""Files, batches, their lines and single tasks in one SQLite file. What was answered is on the disk before it counts.
 
 Lives here: tables and questions. Knows no HTTP and no provider; contents of files are `node.batches.vault`'s.
 """
@@ -16,10 +16,11 @@ from typing import Any
 
 from market.errors import NodeMisconfigured, RequestInvalid
 from node.batches.records import STEPS, Answered, Batch, Line, Reply, Status, StoredFile, check_step
+from node.batches.task_book import TASK_TABLES, TaskBook
 from node.database import Lane, connect
 
 _LIMIT_BYTES = 16 << 30
-_SCHEMA = 1
+_SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
@@ -34,6 +35,7 @@ class Book:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
+        self.tasks = TaskBook(lane)
 
     # ---- files ----
 
@@ -191,7 +193,7 @@ async def open_book(path: Path) -> AsyncIterator[Book]:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > _SCHEMA:
             raise NodeMisconfigured(f"{path} was written by a newer octo-node.", next_step="Update octo-node.")
-        connection.executescript(_TABLES)
+        connection.executescript(_TABLES + TASK_TABLES)
         connection.execute(f"PRAGMA user_version = {_SCHEMA}")
     except BaseException:
         connection.close()

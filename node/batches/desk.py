@@ -1,4 +1,5 @@
-"""The desk where batches are handed in: files, batches, cancelling; and the crew that works them off.
+"""The desk where batches are handed in: files, batches, cancelling; and the crew that works them off. Single tasks
+have a desk of their own beside it (`tasks`), over the same books and places.
 
 A batch is a task of its own; the lines of all of them share a few places, taken in turn. A line is asked at least
 once: one whose answer was not on the disk when the node died is asked (and paid) again.
@@ -23,6 +24,8 @@ from market.talk import stop_tasks
 from node.batches.book import Book, open_book
 from node.batches.records import Answered, Batch, BatchLimits, Line, Reply, Status, StoredFile
 from node.batches.requests_file import BadFile, read_requests
+from node.batches.task_desk import TaskDesk
+from node.batches.tasks import TaskLimits
 from node.batches.vault import Incoming, Vault
 
 log = structlog.get_logger()
@@ -55,7 +58,9 @@ class BatchDesk:
         limits: BatchLimits,
         now_s: Callable[[], float],
         random: Callable[[int], bytes],
+        single: tuple[Vault, TaskLimits],
     ) -> None:
+        """`single`: where the files of single tasks lie, and how many of them there may be."""
         self.limits = limits
         self._book = book
         self._vault = vault
@@ -64,6 +69,10 @@ class BatchDesk:
         self._arrived = asyncio.Event()
         self._working: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(limits.under_way)
+        task_vault, task_limits = single
+        self.tasks = TaskDesk(
+            book.tasks, task_vault, limits=task_limits, places=self._places, now_s=now_s, random=random
+        )
 
     # ---- files ----
 
@@ -288,11 +297,21 @@ async def open_batches(
     folder: Path,
     *,
     limits: BatchLimits | None = None,
+    task_limits: TaskLimits | None = None,
     now_s: Callable[[], float] = time.time,
     random: Callable[[int], bytes] = os.urandom,
 ) -> AsyncIterator[BatchDesk]:
     """The desk over what lies in `folder`, which this process alone may use."""
     vault = await asyncio.to_thread(Vault, folder / "files")
+    task_vault = await asyncio.to_thread(Vault, folder / "tasks")
     async with open_book(folder / "queue.db") as book:
         await vault.keep_only({file.id for file in await book.files()})
-        yield BatchDesk(book, vault, limits=limits or BatchLimits(), now_s=now_s, random=random)
+        await task_vault.keep_only(set(await book.tasks.files()))
+        yield BatchDesk(
+            book,
+            vault,
+            limits=limits or BatchLimits(),
+            now_s=now_s,
+            random=random,
+            single=(task_vault, task_limits or TaskLimits()),
+        )

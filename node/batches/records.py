@@ -84,7 +84,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came of a line: an HTTP status and a body of JSON. `retry`: it may go better later."""
+    """What came of a line or a task: an HTTP status and a body, of JSON if it is a line's or not 200. `retry`: it may
+    go better later."""
 
     status: int
     body: bytes
@@ -92,6 +93,8 @@ class Reply:
     tokens_out: int = 0
     amount: int = 0
     retry: bool = False
+    content_type: str = "application/json"
+    receipts: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
