@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import openai
 import pytest
 
@@ -16,6 +17,7 @@ from inference.models.draft import Wishes
 from node.running import RunningNode
 from node.settings import Api, Content, EngineSettings, Mesh, ModelSettings, Settings
 from node.wiring import open_node
+from tests.inference import bert_kit
 from tests.inference import onnx_kit as kit
 
 pytestmark = pytest.mark.net
@@ -34,11 +36,14 @@ def settings_in(folder: Path, **changes) -> Settings:
     )
 
 
+def onnx_files(tmp_path: Path, graph: bytes, name: str) -> Path:
+    return kit.write_model(tmp_path / name, model_onnx=graph, tokenizer_json=kit.tokenizer_json())
+
+
 async def a_market(
-    stack: AsyncExitStack, tmp_path: Path, graph: bytes, name: str, modality: str
+    stack: AsyncExitStack, tmp_path: Path, files: Path, modality: str = ""
 ) -> tuple[RunningNode, RunningNode]:
-    """(provider of an ONNX model, client)."""
-    files = kit.write_model(tmp_path / name, model_onnx=graph, tokenizer_json=kit.tokenizer_json())
+    """(provider of a model, client). Without a modality it is what its files say."""
     async with open_node(settings_in(tmp_path / "p", provide=False)) as node:
         added = await node.desk.add(str(files), wishes=Wishes(modality=modality))
     provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model=added["model"])))
@@ -52,7 +57,9 @@ async def a_market(
 
 async def test_embeddings_are_bought_from_another_node_with_a_receipt(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        provider, client = await a_market(stack, tmp_path, kit.pooling_embedder(), "colours", "embedding")
+        provider, client = await a_market(
+            stack, tmp_path, onnx_files(tmp_path, kit.pooling_embedder(), "colours"), "embedding"
+        )
         (offered,) = client.catalog.on_offer()
         async with openai.AsyncOpenAI(
             base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
@@ -70,7 +77,7 @@ async def test_embeddings_are_bought_from_another_node_with_a_receipt(tmp_path: 
 
 async def test_documents_are_ranked_by_another_node(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        _, client = await a_market(stack, tmp_path, kit.reranker(), "ranker", "rerank")
+        _, client = await a_market(stack, tmp_path, onnx_files(tmp_path, kit.reranker(), "ranker"), "rerank")
         (offered,) = client.catalog.on_offer()
         body = {"model": offered.name, "query": "red", "documents": ["green", "red red", "blue"]}
         headers = {"Authorization": f"Bearer {client.first_api_key}"}
@@ -82,9 +89,70 @@ async def test_documents_are_ranked_by_another_node(tmp_path: Path) -> None:
         assert len(scores) == 3 and scores == sorted(scores, reverse=True)
 
 
+async def test_a_gguf_embeds_for_another_node_that_counts_without_its_weights(tmp_path: Path) -> None:
+    weights = bert_kit.bert_weights()
+    async with AsyncExitStack() as stack:
+        files = bert_kit.write_bert(tmp_path / "tiny-bert.gguf", weights)
+        provider, client = await a_market(stack, tmp_path, files)
+        (offered,) = client.catalog.on_offer()
+        texts = ["red", "octo node", "blue"]
+        async with openai.AsyncOpenAI(
+            base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
+        ) as sdk:
+            answer = await sdk.embeddings.create(model=offered.name, input=texts)
+            with pytest.raises(openai.NotFoundError, match="writes no text"):
+                await sdk.chat.completions.create(model=offered.name, messages=[{"role": "user", "content": "red"}])
+        vectors = [item.embedding for item in answer.data]
+        hidden = bert_kit.hidden_states(weights, (2, kit.WORDS.index("red"), 3)).mean(axis=0)
+        assert np.allclose(vectors[0], hidden / np.linalg.norm(hidden), atol=1e-3)
+        assert answer.usage.prompt_tokens == 3 + 4 + 3
+        octo = answer.model_extra["octo"]
+        assert octo["provider"] == provider.peer
+        record = await client.receipts.receipt_by_cid(octo["receipt"])
+        assert record is not None and len(record.tokens) == 3
+        assert offered.name == "tiny-bert"
+
+
+async def test_a_gguf_embeds_for_its_own_node(tmp_path: Path) -> None:
+    files = bert_kit.write_bert(tmp_path / "tiny-bert.gguf", bert_kit.bert_weights())
+    async with open_node(settings_in(tmp_path / "p", provide=False)) as node:
+        added, key = await node.desk.add(str(files)), str(node.first_api_key)
+    async with open_node(settings_in(tmp_path / "p", model=added["model"])) as node:
+        async with openai.AsyncOpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as sdk:
+            answer = await sdk.embeddings.create(model="tiny-bert", input=["red", "a text longer than red"])
+            with pytest.raises(openai.BadRequestError, match="limit"):
+                await sdk.embeddings.create(model="tiny-bert", input="red " * 1000)
+        assert [len(item.embedding) for item in answer.data] == [bert_kit.WIDTH] * 2
+        assert answer.usage.prompt_tokens == 3 + 7
+
+
+async def test_a_gguf_reranks_for_another_node(tmp_path: Path) -> None:
+    weights = bert_kit.bert_weights(classes=1)
+    async with AsyncExitStack() as stack:
+        files = bert_kit.write_bert(tmp_path / "tiny-ranker.gguf", weights, pooling=4)
+        _, client = await a_market(stack, tmp_path, files)
+        (offered,) = client.catalog.on_offer()
+        body = {"model": offered.name, "query": "red", "documents": ["green", "red red", "blue"]}
+        headers = {"Authorization": f"Bearer {client.first_api_key}"}
+        session = await stack.enter_async_context(aiohttp.ClientSession(client.url, headers=headers))
+        async with session.post("/v1/rerank", json=body) as response:
+            told = json.loads(await response.text())
+        assert response.status == 200, told
+        ids = {word: kit.WORDS.index(word) for word in ("red", "green", "blue")}
+        logits = {
+            0: bert_kit.scores_of(weights, (2, ids["red"], 3, ids["green"], 3)),
+            1: bert_kit.scores_of(weights, (2, ids["red"], 3, ids["red"], ids["red"], 3)),
+            2: bert_kit.scores_of(weights, (2, ids["red"], 3, ids["blue"], 3)),
+        }
+        best_first = sorted(logits, key=lambda at: -logits[at][0])
+        assert [result["index"] for result in told["results"]] == best_first
+
+
 async def test_a_chat_with_an_embedding_model_is_refused_with_the_reason(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        _, client = await a_market(stack, tmp_path, kit.pooling_embedder(), "colours", "embedding")
+        _, client = await a_market(
+            stack, tmp_path, onnx_files(tmp_path, kit.pooling_embedder(), "colours"), "embedding"
+        )
         (offered,) = client.catalog.on_offer()
         async with openai.AsyncOpenAI(
             base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
