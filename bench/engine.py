@@ -2,9 +2,9 @@
 
 Same model file, prompts, greedy, 48 tokens an answer; all are up all the time and take turns in every run.
 llama-cpp-python's server runs as its authors ship it (one request at a time; its default number of threads, which
-is also its fastest here). xllamacpp's, which is llama.cpp's own with as many slots as requests, runs twice, with one
-thread and with one a core, and the faster counts in every run. Rivals are asked without streaming, which costs them
-least. Prompt processing counts for all.
+is also its fastest here). xllamacpp's, which is llama.cpp's own with as many slots as requests, runs thrice, with one
+thread, and with one a core that sleeps or spins like ours while it waits, and the fastest counts in every run.
+Rivals are asked without streaming, which costs them least. Prompt processing counts for all.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import aiohttp
 
+from bench.ours import open_ours
 from bench.rivals import MODEL, has_xllamacpp, open_llama_cpp_server, open_xllamacpp
 from bench.rows import Row, as_dicts, compared
 from inference.engines.batched import BatchedEngine
-from inference.engines.llama_cpp import open_llama_engine
 from market.ports import Job
 from market.task import Sampling, TaskId
 
@@ -38,29 +38,27 @@ PROMPTS = [
 END_TOKENS = frozenset({2})
 
 
-def run(*, workers: int = 0, threads: int = 1) -> list[dict[str, Any]]:
+def run() -> list[dict[str, Any]]:
     """Rows `engine_tokens_per_s_<n>` and `engine_scaling_16_over_1`; `engine_tokens_per_s_<n>_xllamacpp` if that is
-    installed (extra `[bench]`). `workers` 0: one a core."""
-    return asyncio.run(_run(workers or len(os.sched_getaffinity(0)), threads))
+    installed."""
+    return asyncio.run(_run())
 
 
-async def _run(workers: int, threads: int) -> list[dict[str, Any]]:
+async def _run() -> list[dict[str, Any]]:
     if not MODEL.is_file():
         raise FileNotFoundError(f"{MODEL.name} is missing: run make model")
-    most = max(CONCURRENCY)
+    most, cores = max(CONCURRENCY), len(os.sched_getaffinity(0))
     ours: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
     rival: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
     slots: dict[int, list[float]] = {count: [] for count in CONCURRENCY}
     async with AsyncExitStack() as stack:
         base = await stack.enter_async_context(open_llama_cpp_server())
         session = await stack.enter_async_context(_session())
-        engine = await stack.enter_async_context(
-            open_llama_engine(MODEL, workers=workers, threads=threads, slots=-(-most // workers), context=512)
-        )
+        engine = await stack.enter_async_context(open_ours(MODEL, streams=most, context=512))
         slotted = []
         if has_xllamacpp():
-            for count in sorted({1, len(os.sched_getaffinity(0))}):
-                server = open_xllamacpp(threads=count, slots=most, context=512)
+            for threads, spin in dict.fromkeys(((1, 0), (cores, 0), (cores, 1000))):
+                server = open_xllamacpp(threads=threads, spin=spin, slots=most, context=512)
                 slotted.append(await stack.enter_async_context(server))
         prompts = [await _tokenise(session, base, text) for text in PROMPTS]
         for url in (base, *slotted):

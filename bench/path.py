@@ -16,10 +16,10 @@ from typing import Any
 
 import aiohttp
 
+from bench.ours import open_ours
 from bench.rivals import MODEL
 from bench.rows import as_dicts, compared
 from inference.engines.batched import BatchedEngine
-from inference.engines.llama_cpp import open_llama_engine
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.models.tokenizer import ModelTokenizer
 from market.ports import Job
@@ -53,7 +53,7 @@ async def _run() -> list[dict[str, Any]]:
     plan = Plan(prices=(("0.1", "0.3"),), workers=1)
     async with (
         open_devnet(plan, tell=lambda _: None) as devnet,
-        open_llama_engine(MODEL, workers=1, threads=1, slots=8, context=2048) as engine,
+        open_ours(MODEL, workers=1, streams=16, context=2048) as engine,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
     ):
         await stream_through(session, devnet)

@@ -9,7 +9,6 @@ written for this and is nowhere else.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import tempfile
 from contextlib import AsyncExitStack
@@ -18,8 +17,8 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
+from bench.ours import open_ours
 from bench.rows import Row, as_dicts, compared
-from inference.engines.llama_cpp import open_llama_engine
 from inference.measuring import throughput
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.perplexity import measure_perplexity
@@ -73,8 +72,7 @@ async def _beside(word: str, made: Path, whole: Path, tokens: list[int], surpris
 
 
 def _open(path: Path) -> Any:
-    workers = len(os.sched_getaffinity(0))
-    return open_llama_engine(path, workers=workers, slots=-(-max(CONCURRENCY) // workers), context=512)
+    return open_ours(path, streams=max(CONCURRENCY), context=512)
 
 
 if __name__ == "__main__":

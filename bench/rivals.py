@@ -44,17 +44,19 @@ sys.stdin.read()
 
 
 @contextlib.asynccontextmanager
-async def open_xllamacpp(*, threads: int, slots: int, context: int) -> AsyncIterator[str]:
-    """llama.cpp's server in xllamacpp's build, with its own continuous batching over `slots`."""
+async def open_xllamacpp(*, threads: int, spin: int, slots: int, context: int) -> AsyncIterator[str]:
+    """llama.cpp's server in xllamacpp's build, with its own continuous batching over `slots`; its threads look so many
+    times before they sleep."""
     port = _free_port()
     arguments = [str(MODEL), *map(str, (port, threads, slots, context))]
-    async with _serving(["-c", _XLLAMACPP, *arguments], port, "xllamacpp") as base:
+    async with _serving(["-c", _XLLAMACPP, *arguments], port, "xllamacpp", spin=spin) as base:
         yield base
 
 
 @contextlib.asynccontextmanager
-async def _serving(arguments: Sequence[str], port: int, name: str) -> AsyncIterator[str]:
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # without it, two threads on busy cores stand still
+async def _serving(arguments: Sequence[str], port: int, name: str, *, spin: int = 0) -> AsyncIterator[str]:
+    # With OpenMP's default, two threads on busy cores stand still.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(spin)}
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
         [sys.executable, *arguments], env=environment, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet

@@ -24,8 +24,8 @@ from typing import Any
 import aiohttp
 
 from bench.engine import END_TOKENS, MAX_TOKENS, PROMPTS
+from bench.ours import open_ours
 from bench.rows import as_dicts, compared
-from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.vllm import open_vllm_engine
 from inference.engines.vllm_command import VllmSetup
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
@@ -56,7 +56,6 @@ async def _run() -> list[dict[str, Any]]:
         name: {count: [] for count in CONCURRENCY} for name in ("through", "own", "alone")
     }
     most = max(CONCURRENCY)
-    cores = len(os.sched_getaffinity(0))
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gguf = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,9 +72,7 @@ async def _run() -> list[dict[str, Any]]:
             )
         )
         own = await stack.enter_async_context(
-            open_llama_engine(
-                MODELS / "SmolLM2-135M-Instruct.Q4_0.gguf", workers=cores, slots=-(-most // cores), context=CONTEXT
-            )
+            open_ours(MODELS / "SmolLM2-135M-Instruct.Q4_0.gguf", streams=most, context=CONTEXT)
         )
         ways: list[tuple[str, Callable[[int], Awaitable[int]]]] = [
             ("through", lambda at: _ask(through, ids[at])),
