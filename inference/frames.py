@@ -32,8 +32,8 @@ _LENGTH: Final = struct.Struct(">I")
 class WorkerSettings:
     """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free; `gpu_layers` go to the
     GPU, -1 means all; `draft`: a lone stream's tokens are guessed, which changes none. For ONNX Runtime: `providers`,
-    most wanted first, of which those that the library lacks are left out if it may `fall_back`; `precision` is the
-    weights', for the engine class."""
+    most wanted first, of which those that the library lacks are left out if it may `fall_back`; `engine_words` is
+    what the engine class says of processor and precision."""
 
     parent: int
     model: str
@@ -48,7 +48,7 @@ class WorkerSettings:
     library: Literal["llama.cpp", "onnxruntime"] = "llama.cpp"
     providers: tuple[str, ...] = ()
     fall_back: bool = False
-    precision: str = ""
+    engine_words: str = ""
 
 
 @value

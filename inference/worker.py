@@ -140,7 +140,7 @@ def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
         size=settings.context,
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
-        precision=settings.precision,
+        engine_words=settings.engine_words,
         providers=settings.providers,
         fall_back=settings.fall_back,
     )

@@ -16,6 +16,7 @@ import structlog
 from pydantic import Field
 
 from inference.engines.llama_text import is_llama_text
+from inference.engines.onnx_llm import is_onnx_llm
 from inference.hardware import Hardware
 from inference.models.compatibility import EngineKind
 from inference.models.manifest import Manifest
@@ -27,6 +28,7 @@ from market.values import from_plain, to_plain, value
 from market.work import Work
 from node.folder import write_whole
 from node.measurements import engine_version, hardware_words, key_of
+from node.serving_onnx import onnx_llm_bytes
 from node.settings import Settings
 
 FILE: Final = "figures.json"
@@ -136,6 +138,8 @@ def expected_bytes(manifest: Manifest, kind: EngineKind, setup: Setup, settings:
         return max(manifest.needs.min_ram_bytes, weights) + (settings.vllm.memory or _VLLM_KV_BYTES)
     if is_llama_text(manifest):
         return (settings.engine.workers or 1) * (max(manifest.needs.min_ram_bytes, weights) + _CHILD_BYTES)
+    if is_onnx_llm(manifest):
+        return onnx_llm_bytes(manifest, setup, settings)
     if kind is not EngineKind.LLAMA_CPP:
         return max(manifest.needs.min_ram_bytes, weights) + _CHILD_BYTES
     one_slot = max(0, manifest.needs.min_ram_bytes - weights - _ENGINE_BYTES)

@@ -17,6 +17,7 @@ from inference.engines.diffusion import open_diffusion_engine
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.llama_text import is_llama_text, llama_text_kind, llama_text_meter, open_llama_text_engine
 from inference.engines.onnx import onnx_kind, onnx_meter, onnx_models, open_onnx_engine
+from inference.engines.onnx_llm import is_onnx_llm
 from inference.engines.openai_http import open_openai_engine
 from inference.engines.speech import open_speaking_engine, open_transcription_engine
 from inference.engines.texts import text_context
@@ -39,6 +40,7 @@ from market.ports import Engine, EngineInfo, Meter, Tokenizer
 from market.task import ChatMessage, Mode
 from market.work import Work
 from node.measurements import SLOTS_A_THREAD, known_speed, remembered, setup_for
+from node.serving_onnx import open_onnx_llm
 from node.serving_vllm import open_vllm, vllm_fits
 from node.settings import EngineSettings, Settings, Share
 from node.shaping import Shape, cards_of, context_of, shape_of, usable, would_fit
@@ -72,7 +74,8 @@ async def open_serving(
     async with AsyncExitStack() as stack:
         for file in manifest.files:
             stack.enter_context(store.using(file.cid))
-        writes = kind in (EngineKind.LLAMA_CPP, EngineKind.VLLM) and not is_llama_text(manifest)
+        by_kind = kind in (EngineKind.LLAMA_CPP, EngineKind.VLLM) and not is_llama_text(manifest)
+        writes = by_kind or is_onnx_llm(manifest)
         if engine is None and not writes:
             meter = reader.meter if reader is not None and reader.meter else await _meter(store, manifest)
             worker = await stack.enter_async_context(
@@ -98,6 +101,10 @@ async def open_serving(
         tokenizer = known or await open_tokenizer(store, manifest)
         if kind is EngineKind.VLLM:
             engine = await stack.enter_async_context(open_vllm(manifest, store=store, settings=settings))
+        elif kind is EngineKind.ONNX:
+            engine = await stack.enter_async_context(
+                open_onnx_llm(manifest, store=store, settings=settings, hardware=hardware, cards=await cards_of(able))
+            )
         elif engine is None:
             measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=hardware, model=model)
             path = await weights_path(store, manifest)
@@ -154,7 +161,7 @@ async def open_reader(store: Store, manifest: Manifest) -> Reader:
     Raises ContentUnavailable, BlockInvalid, ModelFileInvalid.
     """
     counted = manifest.format in (Format.ONNX, Format.VOICE, Format.CTRANSLATE2) or manifest.modality == "image"
-    if counted or is_llama_text(manifest):
+    if (counted and not is_onnx_llm(manifest)) or is_llama_text(manifest):
         return Reader(meter=await _meter(store, manifest))
     if manifest.format == Format.REMOTE:
         return Reader(tokenizer=PlainTokenizer())

@@ -10,13 +10,24 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from inference.devices import NO_CARDS, CardAccess
 from inference.engines.batched import BatchedEngine, open_batched_engine
 from inference.frames import WorkerSettings
-from inference.hardware import available_ram
+from inference.hardware import available_ram, cpu_flags, isa_word
+from inference.models.manifest import Format, Manifest
 from inference.models.onnx_header import read_onnx_header
 from market.errors import ModelFileInvalid, NodeMisconfigured
+
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+CACHE_COPIES: Final = 3
+"""Of keys and values: a sequence's own, and what goes into and comes out of a call."""
+
+
+def is_onnx_llm(manifest: Manifest) -> bool:
+    """Whether a model is for this engine: ONNX that writes text."""
+    return manifest.format == Format.ONNX and manifest.modality == "text"
 
 
 @asynccontextmanager
@@ -54,10 +65,15 @@ async def open_onnx_llm_engine(
         library="onnxruntime",
         providers=tuple(providers) or (("cuda", "cpu") if cards.devices else ("cpu",)),
         fall_back=not providers,
-        precision=precision.lower(),
+        engine_words=f"{_isa()}/{precision.lower()}",
     )
     async with open_batched_engine(settings, workers=workers, hang_s=hang_s) as engine:
         yield engine
+
+
+def _isa() -> str:
+    """A worker may not look for itself."""
+    return isa_word(cpu_flags(_CPU_INFO.read_text() if _CPU_INFO.exists() else ""))
 
 
 def _checked(model: Path) -> str:

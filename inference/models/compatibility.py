@@ -61,7 +61,9 @@ _SKILLS: Mapping[EngineKind, _Skill] = {
     ),
     EngineKind.ONNX: _Skill(
         formats=frozenset((Format.ONNX,)),
-        modalities=frozenset(("embedding", "rerank", "reranking", "detection", "classification", "vision", "ocr")),
+        modalities=frozenset(
+            ("text", "embedding", "rerank", "reranking", "detection", "classification", "vision", "ocr")
+        ),
         note="Export the model to ONNX.",
     ),
     EngineKind.DIFFUSION: _Skill(

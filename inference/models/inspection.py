@@ -132,6 +132,7 @@ def _of_onnx(path: Path) -> FileFacts:
         quantisation=_dominant(header.bytes_by_dtype),
         modality=_onnx_modality(header.inputs, header.outputs),
         parameters=header.parameters,
+        kv_token_bytes=header.cache_token_bytes,
         external=header.external,
     )
 

@@ -33,7 +33,8 @@ _TYPES = {
 @value
 class OnnxHeader:
     """`opsets` by domain ("" is ONNX's own); `inputs` without the weights; `external` names the files, relative to
-    this one, that hold weights."""
+    this one, that hold weights. `cache_token_bytes`: what one token takes in the keys and values that go in, as far as
+    their shapes say it."""
 
     ir_version: int
     opsets: Mapping[str, int]
@@ -42,6 +43,7 @@ class OnnxHeader:
     parameters: int
     bytes_by_dtype: Mapping[str, int]
     external: tuple[str, ...]
+    cache_token_bytes: int = 0
 
 
 def read_onnx_header(path: Path) -> OnnxHeader:
@@ -66,6 +68,7 @@ class _Walk:
         self._external: dict[str, None] = {}
         self._bytes: Counter[str] = Counter()
         self._parameters = 0
+        self._cache_bytes = 0
 
     def model(self, size: int) -> OnnxHeader:
         version, graph = 0, None
@@ -91,6 +94,7 @@ class _Walk:
             parameters=self._parameters,
             bytes_by_dtype=dict(self._bytes),
             external=tuple(self._external),
+            cache_token_bytes=self._cache_bytes,
         )
 
     def _graph(self, start: int, end: int) -> tuple[list[str], list[str]]:
@@ -103,6 +107,8 @@ class _Walk:
             elif field in names and len(names[field]) < _NAMES_LIMIT:
                 found = self._texts(item, item + length, last=1)  # its type and shape are behind it, and no text
                 names[field].append(found.get(1, ""))
+                if field == _GRAPH_INPUT and found.get(1, "").startswith("past"):
+                    self._cache(item, item + length)
         return names[_GRAPH_INPUT], names[_GRAPH_OUTPUT]
 
     def _tensor(self, start: int, end: int) -> None:
@@ -128,6 +134,25 @@ class _Walk:
         name, bits = _TYPES.get(kind, ("unknown", 8))
         self._parameters += count
         self._bytes[name] += count * bits // 8
+
+    def _cache(self, start: int, end: int) -> None:
+        """Keys or values: [rows, heads, tokens, width] of a type. Of the sizes those that are known count."""
+        kind, count = 0, 1
+        for at, stop in self._inside(start, end, 2):
+            for tensor, tensor_end in self._inside(at, stop, 1):
+                kind = next((n for field, n, length in self._fields(tensor, tensor_end) if field == 1), 0)
+                for shape, shape_end in self._inside(tensor, tensor_end, 2):
+                    for dim, dim_end in self._inside(shape, shape_end, 1):
+                        for field, size, length in self._fields(dim, dim_end):
+                            if field == 1 and length is None and 0 < size < 1 << 20:
+                                count = min(count * size, 1 << 32)
+        self._cache_bytes += count * _TYPES.get(kind, ("", 0))[1] // 8
+
+    def _inside(self, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+        """Where the messages of a field lie."""
+        for field, item, length in self._fields(start, end):
+            if field == wanted and length is not None:
+                yield item, item + length
 
     def _opset(self, start: int, end: int) -> tuple[str, int]:
         domain, version = "", 0
