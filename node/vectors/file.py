@@ -55,8 +55,9 @@ class VectorFile:
         version = self._ask("PRAGMA user_version")
         if version not in (0, _SCHEMA):
             raise sqlite3.DatabaseError("another schema")
-        self._connection.executescript(_TABLES)
-        self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+        if not version:
+            self._connection.executescript(_TABLES)
+            self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
         self._connection.execute("SELECT place, user, used, sealed FROM vectors LIMIT 1").fetchone()
         if self._ask("PRAGMA page_count") > self._limit_pages:  # the limit was lowered
             with self._all_or_nothing():

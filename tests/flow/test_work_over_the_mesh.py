@@ -72,7 +72,7 @@ async def test_embeddings_are_bought_from_another_node_with_a_receipt(tmp_path: 
         assert octo["provider"] == provider.peer
         record = await client.receipts.receipt_by_cid(octo["receipt"])
         assert record is not None and record.pieces
-        assert len(record.tokens) == 3
+        assert len(record.tokens) == 2  # what stands twice is bought once
 
 
 async def test_documents_are_ranked_by_another_node(tmp_path: Path) -> None:
