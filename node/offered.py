@@ -36,7 +36,11 @@ class Providing:
     # ---- what is on offer ----
 
     def served(self) -> Mapping[str, Serving]:
-        return {model: face for model, face in self._faces.items() if model not in self._withdrawn}
+        return {
+            model: face
+            for model, face in self._faces.items()
+            if model not in self._withdrawn and not self._is_down(model)
+        }
 
     def offers(self) -> Sequence[ModelOffer]:
         return [replace(face.model, warm=model in self._loaded) for model, face in self.served().items()]
@@ -137,6 +141,11 @@ class Providing:
             "model_evictions": counts.evictions,
             "model_load_failures": counts.failures,
         }
+
+    def _is_down(self, model: str) -> bool:
+        """Its engine says itself that it is being started again: nobody is asked to prepay for it meanwhile."""
+        serving = self._loaded.get(model)
+        return serving is not None and getattr(serving.engine, "down", False)
 
     def _engines(self) -> Sequence[Engine | WorkEngine]:
         return [face.engine for face in self.served().values()]

@@ -90,11 +90,18 @@ class OpenAiEngine:
         """Of a server that we started, its first process; the others are below it."""
         return self._pids()
 
+    @property
+    def down(self) -> bool:
+        """Known to serve nobody now: who accepts a task would take money for nothing."""
+        return self._unavailable() is not None
+
     def load(self) -> EngineLoad:
         return self._places.load()
 
     async def check(self) -> None:
-        """Whether the server answers now. Raises EngineFailed."""
+        """Whether the server answers now, and does its work. Raises EngineFailed."""
+        if (error := self._unavailable()) is not None:
+            raise error
         await self._upstream.models(self._patience.list_s)
 
     async def generate(self, job: Job) -> AsyncGenerator[Generated]:

@@ -194,22 +194,26 @@ async def test_one_that_is_killed_fails_its_streams_and_is_started_again(python:
         streams = [engine.generate(job(400, prompt=(1, 5, 9))) for _ in range(8)]
         for stream in streams:
             await anext(stream)
-        for child in psutil.Process().children(recursive=True):
-            if _is_ours(child, python) and "api_server" in " ".join(child.cmdline()):
-                os.kill(child.pid, signal.SIGKILL)
+        await engine.check()
+        (first,) = engine.worker_pids
+        os.kill(first, signal.SIGKILL)
         async with asyncio.timeout(20):
             for stream in streams:
                 with pytest.raises(EngineFailed):
                     async for _ in stream:
                         pass
         async with asyncio.timeout(20):
+            while not engine.down:  # it says so itself as soon as it knows
+                await asyncio.sleep(0.01)
+            with pytest.raises(EngineFailed, match="being started again"):
+                await engine.check()
             while True:
                 try:
                     items = [i async for i in engine.generate(job(5, prompt=(1, 5, 9)))]
                     break
                 except EngineFailed:
                     await asyncio.sleep(0.1)
-        assert items[-1].finish == "length"
+        assert items[-1].finish == "length" and not engine.down
 
 
 @pytest.mark.parametrize(
