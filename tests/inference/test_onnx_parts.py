@@ -62,6 +62,25 @@ def test_every_row_is_computed_once_in_batches_of_one_width_and_bounded_size(tas
         assert len(batch) <= 16 and (len(batch) == 1 or len(batch) * width <= 512)
 
 
+@given(st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=20), min_size=1, max_size=10))
+def test_without_padding_texts_of_all_lengths_share_a_call_as_long_as_they_fit(tasks):
+    rows = Rows(rows_limit=16, tokens_limit=63, padded=False)
+    for number, lengths in enumerate(tasks):
+        rows_of(rows, number, *lengths)
+    batches = drained(rows)
+    seen = [row for batch in batches for row in batch]
+    assert sorted(seen) == [(n, at) for n, lengths in enumerate(tasks) for at in range(len(lengths))]
+    for batch in batches:
+        assert len(batch) == 1 or (len(batch) <= 16 and sum(tasks[number][at] for number, at in batch) <= 63)
+
+
+def test_without_padding_a_call_is_filled_by_whoever_fits():
+    rows = Rows(tokens_limit=63, padded=False)
+    for number, length in enumerate((40, 30, 20, 3)):
+        rows_of(rows, number, length)
+    assert [sorted(batch) for batch in drained(rows)] == [[(0, 0), (2, 0), (3, 0)], [(1, 0)]]
+
+
 def test_a_task_of_thousands_does_not_keep_a_small_one_waiting():
     rows = Rows(rows_limit=8)
     rows_of(rows, 1, *[20] * 1000)
