@@ -75,7 +75,7 @@ def _sent(event: Event | None) -> bytes:
 async def _by_socket(request: web.Request, limits: ApiLimits, events: Events) -> web.StreamResponse:
     socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=HEARD_LIMIT_BYTES, compress=False)
     await socket.prepare(request)
-    telling = asyncio.create_task(_tell(socket, limits, events))
+    telling = asyncio.create_task(_tell(request, socket, limits, events))
     try:
         async for message in socket:
             log.info("socket_spoke", kind=message.type.name)
@@ -85,20 +85,25 @@ async def _by_socket(request: web.Request, limits: ApiLimits, events: Events) ->
     return socket
 
 
-async def _tell(socket: web.WebSocketResponse, limits: ApiLimits, events: Events) -> None:
-    code = WSCloseCode.OK
+async def _tell(request: web.Request, socket: web.WebSocketResponse, limits: ApiLimits, events: Events) -> None:
     try:
-        async for event in events:
-            if event is not None:
-                async with asyncio.timeout(limits.write_timeout_s):
-                    await socket.send_str(_text(event))
+        code = WSCloseCode.OK
+        try:
+            async for event in events:
+                if event is not None:
+                    async with asyncio.timeout(limits.write_timeout_s):
+                        await socket.send_str(_text(event))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:
+            log.exception("events_failed")
+            code = WSCloseCode.INTERNAL_ERROR
+        async with asyncio.timeout(limits.write_timeout_s):
+            await socket.close(code=code)
     except (ConnectionError, TimeoutError) as error:
         log.info("reader_gone", why=type(error).__name__)
-        code = WSCloseCode.TRY_AGAIN_LATER
-    except Exception:
-        log.exception("events_failed")
-        code = WSCloseCode.INTERNAL_ERROR
-    await socket.close(code=code)
+        if request.transport is not None:
+            request.transport.abort()  # a closing frame would wait behind all that it did not read
 
 
 def _text(event: Event) -> str:

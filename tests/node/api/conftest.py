@@ -37,6 +37,7 @@ from market.work import Work
 from node.api.server import open_api
 from node.batches.desk import BatchDesk, open_batches
 from node.batches.records import BatchLimits
+from node.batches.tasks import TaskLimits
 from node.node import ModelOnOffer
 
 KEY = "octo-" + "k" * 43
@@ -308,7 +309,8 @@ def node() -> ScriptedNode:
 async def desk(node: ScriptedNode, tmp_path: Path) -> AsyncIterator[BatchDesk]:
     """Where batches are handed in; their lines wait for nothing."""
     limits = BatchLimits(pauses_s=(0.01,))
-    async with open_batches(tmp_path / "batches", limits=limits, now_s=time.time, random=os.urandom) as desk:
+    task_limits = TaskLimits(pauses_s=(0.01,))
+    async with open_batches(tmp_path / "batches", limits=limits, task_limits=task_limits) as desk:
         node.batches = desk
         yield desk
 
