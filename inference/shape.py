@@ -17,6 +17,9 @@ BUFFERS_BYTES: Final = 96 << 20
 """A worker's graph and output buffers; 60 MB were seen for the default model."""
 CARD_BYTES: Final = 1 << 30
 """Of each card: CUDA's context, buffers of a call, and whatever shows the desktop."""
+HOST_BYTES: Final = 2 << 30
+"""What a worker takes of the machine's memory whose layers are all on cards: the driver's buffers, and CUDA's
+libraries. Reckoned, not measured."""
 
 
 @value

@@ -32,7 +32,8 @@ class Tier(Word):
 @value
 class ModelOffer:
     """One model of an offer. Prices are 10^-18 OCTO per million tokens (or units, see `market.work`); `context` is
-    tokens per slot; `tokens_per_s` is what one stream was measured to reach; `works` what it can be asked for.
+    tokens per slot; `works` what it can be asked for. Measured at start: `tokens_per_s` of one stream,
+    `first_token_ms` from a request of 64 tokens to its first token, `memory_bytes` that the model takes; 0: not known.
 
     `mode_percent` is the share of the price that each of `modes` costs, in their order; 100 where it says nothing.
     `cached_percent` is the share of that which an answer from the provider's cache costs; 100: it keeps none.
@@ -49,6 +50,8 @@ class ModelOffer:
     modes: Annotated[tuple[Mode, ...], Field(max_length=8)]
     engine: Annotated[str, Field(max_length=128)]
     tokens_per_s: Annotated[int, Field(ge=0, lt=2**31)]
+    first_token_ms: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    memory_bytes: Annotated[int, Field(ge=0, lt=2**53)] = 0
     works: Annotated[tuple[Work, ...], Field(min_length=1, max_length=8)] = (Work.CHAT,)
     mode_percent: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=8)] = ()
     cached_percent: Annotated[int, Field(ge=0, le=100)] = 100

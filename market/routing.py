@@ -77,6 +77,10 @@ class Cheapest:
         return float(candidate.max_cost)
 
 
+FIRST_TOKEN_MS = 200.0
+"""Of a peer that says nothing of it, and that nobody has measured."""
+
+
 class Fastest:
     """Expected seconds to the whole answer: what we measured of the peer, else what it says of itself."""
 
@@ -84,7 +88,8 @@ class Fastest:
 
     def score(self, candidate: Candidate, needs: Needs) -> float:
         rate = candidate.standing.get("tokens_per_s") or float(candidate.model.tokens_per_s or 1)
-        return candidate.standing.get("first_token_ms", 200.0) / 1000 + needs.max_tokens / rate
+        wait = candidate.standing.get("first_token_ms") or float(candidate.model.first_token_ms or FIRST_TOKEN_MS)
+        return wait / 1000 + needs.max_tokens / rate
 
 
 class Reliable:

@@ -20,6 +20,7 @@ from inference.engines.onnx_llm import is_onnx_llm
 from inference.hardware import Hardware
 from inference.models.compatibility import EngineKind
 from inference.models.manifest import Manifest
+from inference.speed import Speed
 from inference.tuning import Setup
 from market.errors import DiskFull, EncodingInvalid, NodeMisconfigured
 from market.parts import Serving
@@ -49,7 +50,7 @@ log = structlog.get_logger()
 @value
 class Figures:
     """`key` says by hardware, settings and version what they hold for; `size_bytes` is the most that it was seen to
-    take, `tokens_per_s` what one stream reached."""
+    take, `tokens_per_s` and `first_token_ms` what one stream reached."""
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     engine: Annotated[str, Field(min_length=1, max_length=128)]
@@ -61,9 +62,13 @@ class Figures:
     works: Annotated[tuple[Work, ...], Field(min_length=1, max_length=8)]
     tokens_per_s: Annotated[int, Field(ge=0, lt=2**31)]
     size_bytes: Annotated[int, Field(ge=0, lt=2**53)]
+    first_token_ms: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     def info(self) -> EngineInfo:
         return EngineInfo(name=self.engine, context=self.context, slots=self.slots, features=frozenset(self.features))
+
+    def speed(self) -> Speed:
+        return Speed(tokens_per_s=self.tokens_per_s, first_token_ms=self.first_token_ms)
 
 
 @value
@@ -75,6 +80,7 @@ class _Book:
 def figures_key(hardware: Hardware, setup: Setup, settings: Settings) -> str:
     """What the figures depend on: another machine, other settings or another engine find nothing."""
     words = f"{engine_version()} {setup.workers} {setup.threads} {setup.slots} {settings.engine.context}"
+    words += f" {settings.engine.gpu_layers}"
     return key_of(hardware_words(hardware), setup.model, f"{words} {settings.vllm!r}")
 
 
@@ -92,6 +98,7 @@ def figures_of(key: str, serving: Serving, size_bytes: int) -> Figures:
         works=offer.works,
         tokens_per_s=offer.tokens_per_s,
         size_bytes=size_bytes,
+        first_token_ms=offer.first_token_ms,
     )
 
 

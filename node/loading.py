@@ -25,6 +25,7 @@ from inference.models.manifest import Manifest
 from inference.models.store import Store
 from inference.quantization.fitting import what_would_fit
 from inference.residency import load_first
+from inference.speed import Speed
 from market.errors import BlockInvalid, ContentUnavailable, EngineFailed, NodeMisconfigured, OctoError
 from market.parts import Served, ServedWork, Serving
 from market.ports import Engine
@@ -84,7 +85,7 @@ class Loading:
         self._changed = changed
         self._engine = engine
         self._models: dict[str, _Model] = {}
-        self._speeds: dict[str, float] = {}
+        self._speeds: dict[str, Speed] = {}
         self._writing: set[asyncio.Task[None]] = set()
         self._budget = memory_budget(settings, hardware.ram_bytes)
         self.cache = ModelCache(budget=self._budget, weigh=weigh, listener=self)
@@ -123,7 +124,7 @@ class Loading:
     def loaded(self, model: str, serving: Serving, size_bytes: int) -> None:
         known = self._models[model]
         figures = figures_of(known.key, serving, size_bytes)
-        self._speeds[model] = serving.model.tokens_per_s
+        self._speeds[model] = figures.speed()
         self._keep(figures)
         self._show(known, figures)
         self._providing.arrived(model, serving)
@@ -159,27 +160,26 @@ class Loading:
         able = await usable(settings.engine, manifest, self._hardware)
         if self._engine is None:
             kind = choose_engine(manifest, settings, able, await models_in(self._store))
-        try:
+        measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=self._hardware, model=cid)
+        wanted = setup_for(settings.engine, measured, model=cid, cores=self._hardware.cores)
+
+        async def look() -> tuple[Reader, Shape]:
             reader = await open_reader(self._store, manifest)
+            if self._engine is not None or kind is not EngineKind.LLAMA_CPP or is_llama_text(manifest):
+                return reader, Shape(setup=wanted)
+            path, free = await weights_path(self._store, manifest), self._budget(0)
+            return reader, await shape_of(wanted, settings.engine, able, manifest, weights=path, ram_bytes=free)
+
+        try:
+            reader, shape = await look()
         except BlockInvalid as error:
             await self._bring_again(cid, reference, error)
-            reader = await open_reader(self._store, manifest)
-        measured = await asyncio.to_thread(remembered, settings.data_dir, hardware=self._hardware, model=cid)
-        setup = setup_for(settings.engine, measured, model=cid, cores=self._hardware.cores)
-        shape = Shape(setup=setup)
-        if self._engine is None and kind is EngineKind.LLAMA_CPP and not is_llama_text(manifest):
-            shape = await shape_of(
-                setup,
-                settings.engine,
-                able,
-                manifest,
-                weights=await weights_path(self._store, manifest),
-                ram_bytes=self._budget(0),
-            )
+            reader, shape = await look()
         setup = shape.setup
         key = figures_key(self._hardware, setup, settings)
         figures = self._book.get(key)
-        size_bytes = figures.size_bytes if figures is not None else expected_bytes(manifest, kind, setup, settings)
+        expected = shape.in_ram(expected_bytes(manifest, kind, setup, settings))
+        size_bytes = figures.size_bytes if figures is not None else expected
         model = _Model(
             cid=cid,
             reference=reference,
@@ -259,7 +259,8 @@ class Loading:
             model.manifest,
             self._settings,
             engine=figures.info(),
-            speed=figures.tokens_per_s,
+            speed=figures.speed(),
+            memory_bytes=figures.size_bytes,
             works=figures.works,
         )
         self._providing.restore(model.cid)

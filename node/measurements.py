@@ -19,6 +19,7 @@ from pydantic import Field
 
 from inference.hardware import Hardware, cpu_name
 from inference.measuring import Measured
+from inference.speed import PROMPT_TOKENS, Speed
 from inference.tuning import Setup
 from market.errors import EncodingInvalid
 from market.values import from_plain, to_plain, value
@@ -116,8 +117,9 @@ def setup_for(settings: EngineSettings, entry: Entry | None, *, model: str, core
     )
 
 
-def known_speed(setup: Setup, entry: Entry | None) -> float | None:
-    """Tokens per second of a lone stream if it was measured with this very setup; None: measure it."""
+def known_speed(setup: Setup, entry: Entry | None) -> Speed | None:
+    """Of a lone stream, if it was measured with this very setup; None: measure it."""
     if entry is None or entry.measured is None or replace(entry.setup, model=setup.model) != setup:
         return None
-    return entry.measured.tokens_per_s.get("1")
+    rate, wait = entry.measured.tokens_per_s.get("1"), entry.measured.first_token_ms.get(str(PROMPT_TOKENS))
+    return None if rate is None or wait is None else Speed(tokens_per_s=rate, first_token_ms=wait)

@@ -139,6 +139,8 @@ class RunningNode:
                     "price_in": format_octo(offered.price_in),
                     "price_out": format_octo(offered.price_out),
                     "tokens_per_s": offered.tokens_per_s,
+                    "first_token_ms": offered.first_token_ms,
+                    "memory_bytes": offered.memory_bytes,
                     "engine": offered.engine,
                     "warm": offered.warm,
                 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from inference.models.library import model_folder, model_of, models_in, open_tok
 from inference.models.manifest import Format, Manifest, Role
 from inference.models.plain_tokenizer import PlainTokenizer
 from inference.models.store import Store
-from inference.speed import measure_speed
+from inference.speed import Speed, measure_speed
 from inference.work.engine import SupervisedEngine
 from inference.work.image_meter import ImageMeter
 from inference.work.speech_meters import SpeakMeter, TranscribeMeter
@@ -58,7 +59,7 @@ async def open_serving(
     settings: Settings,
     engine: Engine | None = None,
     reader: Reader | None = None,
-    speed: float | None = None,
+    speed: Speed | None = None,
     shape: Shape | None = None,
 ) -> AsyncIterator[Serving]:
     """Load a model that is in the store and yield it once it answers. `engine` stands in for the one it would get,
@@ -259,7 +260,8 @@ def make_offer(
     settings: Settings,
     *,
     engine: EngineInfo,
-    speed: float = 0.0,
+    speed: Speed | None = None,
+    memory_bytes: int = 0,
     works: tuple[Work, ...] = (Work.CHAT,),
 ) -> ModelOffer:
     """Of a model that is loaded, or was."""
@@ -274,7 +276,9 @@ def make_offer(
         mode_percent=(100, settings.prices.batch_percent, settings.prices.async_percent),
         cached_percent=settings.prices.cached_percent if settings.engine.response_cache else 100,
         engine=engine.name,
-        tokens_per_s=int(speed),
+        tokens_per_s=int(speed.tokens_per_s) if speed else 0,
+        first_token_ms=math.ceil(speed.first_token_ms) if speed else 0,
+        memory_bytes=memory_bytes,
         works=works,
         features=tuple(sorted(engine.features)),
     )

@@ -20,7 +20,7 @@ from inference.models.inspection import inspect_file
 from inference.models.manifest import Format, Manifest
 from inference.offload import supports_offload
 from inference.quantization.fitting import what_would_fit
-from inference.shape import ALL_LAYERS, Burden, in_memory, on_cards
+from inference.shape import ALL_LAYERS, HOST_BYTES, Burden, in_memory, on_cards
 from inference.tuning import Setup
 from market.values import value
 from node.settings import EngineSettings
@@ -40,6 +40,10 @@ class Shape:
     setup: Setup
     gpu_layers: int = 0
     vram_bytes: int = 0
+
+    def in_ram(self, expected_bytes: int) -> int:
+        """What of it is left to the machine's own memory."""
+        return min(expected_bytes, HOST_BYTES) if self.gpu_layers == ALL_LAYERS else expected_bytes
 
 
 async def usable(

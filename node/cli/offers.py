@@ -16,10 +16,11 @@ from node.cli.options import data_dir_option, json_option, settings_of
 def offers(data_dir: Path | None, as_json: bool) -> None:
     """Live offers on the mesh, and offers that were refused, with the reason.
 
-    Prices are OCTO per million tokens.
+    Prices are OCTO per million tokens. What each says of itself: tokens per second, milliseconds to the first token,
+    and the memory that the model takes there.
     """
     from node.cli.remote import find_node
-    from node.cli.show import bare, moment, print_json, screen, span, table
+    from node.cli.show import bare, moment, print_json, screen, size, span, table
 
     said = find_node(settings_of(data_dir).data_dir).get("/api/v1/offers")
     if as_json:
@@ -35,6 +36,8 @@ def offers(data_dir: Path | None, as_json: bool) -> None:
             bare(model["price_out"]),
             model["context"],
             model["tokens_per_s"],
+            model["first_token_ms"] or "",
+            size(model["memory_bytes"]) if model["memory_bytes"] else "",
             offer["slots"],
             span(max(0.0, offer["expires_ms"] / 1000 - time.time())),
         )
@@ -42,8 +45,9 @@ def offers(data_dir: Path | None, as_json: bool) -> None:
         for model in offer["models"]
     ]
     if rows:
-        columns = ("PEER", "TIER", "MODEL", "IN", "OUT", "CONTEXT", "TOK/S", "SLOTS", "FOR")
-        out.print(table(*columns, rows=rows, right=("IN", "OUT", "CONTEXT", "TOK/S", "SLOTS")))
+        columns = ("PEER", "TIER", "MODEL", "IN", "OUT", "CONTEXT", "TOK/S", "FIRST MS", "MEMORY", "SLOTS", "FOR")
+        right = ("IN", "OUT", "CONTEXT", "TOK/S", "FIRST MS", "MEMORY", "SLOTS")
+        out.print(table(*columns, rows=rows, right=right))
     else:
         out.print("Nobody offers anything. `octo-node peers` shows whom this node is connected to.")
     if said["refused"]:

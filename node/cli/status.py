@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,7 @@ def status(data_dir: Path | None, as_json: bool) -> None:
         rows.append(("serves", f"{model['name']} at {model['price_in']} in, {model['price_out']} out, per million"))
         rows.append(("", model["model"]))
         cold = "" if model["warm"] else "; not in memory now"
-        rows.append(
-            ("", f"{model['context']} tokens of context, {model['tokens_per_s']} tokens/s, {model['engine']}{cold}")
-        )
+        rows.append(("", f"{model['context']} tokens of context, {_speed(model)}, {model['engine']}{cold}"))
     if not said["models"]:
         rows.append(("serves", "nothing: this node only buys"))
     if said["engine"]:
@@ -62,6 +61,11 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     rows.append(("folder", folder))
     rows.extend(("note", Text(warning, style="yellow")) for warning in said["warnings"])
     screen().print(facts(rows))
+
+
+def _speed(model: Mapping[str, Any]) -> str:
+    first = f", the first after {model['first_token_ms']} ms" if model["first_token_ms"] else ""
+    return f"{model['tokens_per_s']} tokens/s{first}"
 
 
 def _memory(cache: dict[str, int]) -> str:

@@ -105,7 +105,8 @@ async def test_it_passes_the_kit_that_every_engine_passes(engine):
 
 
 async def test_its_speed_and_its_name_can_be_published(engine):
-    assert await measure_speed(engine) > 1
+    speed = await measure_speed(engine)
+    assert speed.tokens_per_s > 1 and speed.first_token_ms > 0
     assert engine.info.name.startswith("llama.cpp/") and engine.info.name.endswith("/q4_0")
     assert (engine.info.context, engine.info.slots) == (1024, 8)
     assert "rlimits" in engine.isolation

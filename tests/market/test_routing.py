@@ -66,6 +66,19 @@ def test_the_fastest_by_what_was_measured_comes_first(words: Any) -> None:
     assert order(choose(needs(words), offers, slow_start, Fastest())) == ["delivers", "boasts"]
 
 
+def test_a_peer_that_says_it_speaks_sooner_comes_first_until_it_was_measured(words: Any) -> None:
+    """A short answer is all wait. Who says nothing is taken to need 200 ms."""
+    offers = [
+        offer(words, "says late", model={"first_token_ms": 900}),
+        offer(words, "silent"),
+        offer(words, "says soon", model={"first_token_ms": 20}),
+    ]
+    short = needs(words, max_tokens=1)
+    assert order(choose(short, offers, {}, Fastest())) == ["says soon", "silent", "says late"]
+    measured = {"says soon": {"first_token_ms": 1000.0}, "says late": {"first_token_ms": 30.0}}
+    assert order(choose(short, offers, measured, Fastest())) == ["says late", "silent", "says soon"]
+
+
 def test_a_peer_that_says_nothing_of_its_speed_is_taken_for_slow(words: Any) -> None:
     offers = [offer(words, "silent", model={"tokens_per_s": 0}), offer(words, "modest", model={"tokens_per_s": 2})]
     assert order(choose(needs(words), offers, {}, Fastest())) == ["modest", "silent"]

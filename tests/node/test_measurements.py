@@ -10,6 +10,7 @@ import pytest
 
 from inference.hardware import Gpu, Hardware
 from inference.measuring import Measured
+from inference.speed import Speed
 from inference.tuning import Setup
 from market.offer import Tier
 from node.measurements import (
@@ -143,7 +144,7 @@ def test_nobody_named_or_tuned_anything(cores, named, workers, threads, slots):
 
 
 def test_a_speed_is_known_for_the_very_setup_it_was_measured_with():
-    assert known_speed(SETUP, entry()) == 90.5
+    assert known_speed(SETUP, entry()) == Speed(tokens_per_s=90.5, first_token_ms=80.0)
     assert known_speed(replace(SETUP, workers=8), entry()) is None
     assert known_speed(replace(SETUP, slots=4), entry()) is None
     assert known_speed(SETUP, None) is None
