@@ -74,9 +74,9 @@ def next_step(
     if free + coming < 0 and not any(resident.arriving for resident in residents):
         last = max((resident.used_at for resident in residents), default=0.0)
         idle = [resident for resident in stays if not resident.users and resident.used_at < last]
-        going = _chosen(idle, -(free + coming)) or tuple(idle)
-        if going:
-            return Step(unload=tuple(resident.model for resident in going))
+        if idle:
+            over = _chosen(idle, -(free + coming)) or idle
+            return Step(unload=tuple(resident.model for resident in over))
     load: list[str] = []
     refuse: list[tuple[str, int]] = []
     again_s = 0.0

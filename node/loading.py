@@ -26,7 +26,7 @@ from inference.models.store import Store
 from inference.quantization.fitting import what_would_fit
 from inference.residency import load_first
 from inference.speed import Speed
-from market.errors import BlockInvalid, ContentUnavailable, EngineFailed, NodeMisconfigured, OctoError
+from market.errors import BlockInvalid, ContentError, ContentUnavailable, EngineFailed, NodeMisconfigured, OctoError
 from market.parts import Served, ServedWork, Serving
 from market.ports import Engine
 from node.figures import Figures, FiguresBook, expected_bytes, figures_key, figures_of, size_words, slots_that_fit
@@ -42,8 +42,8 @@ _RESERVE_BYTES: Final = 512 << 20
 
 log = structlog.get_logger()
 
-Bring = Callable[[str], Awaitable[str]]
-"""What the settings name, whole in the store; its manifest's CID."""
+Bring = Callable[[str, bool], Awaitable[str]]
+"""What the settings name, whole in the store; its manifest's CID. With True, somebody who has it is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Loading:
     # ---- a model ----
 
     async def _prepare(self, reference: str) -> None:
-        cid = await self._bring(reference)
+        cid = await self._bring(reference, True)
         if cid in self._models:
             return
         settings, manifest = self._settings, await model_of(self._store, cid)
@@ -212,7 +212,8 @@ class Loading:
             if slots := slots_that_fit(model.manifest, setup, settings, budget):
                 advice.append(f"Set engine.workers to 1 and engine.slots to {slots}.")
         machine = Machine(ram_bytes=budget, vram_bytes=0, accelerators=frozenset())
-        advice.append(what_would_fit(model.manifest, machine, (await models_in(self._store)).values()))
+        here = (await models_in(self._store)).values()
+        advice.append(what_would_fit(model.manifest, machine, here) or "`octo-node models search --fits` finds others.")
         if settings.engine.memory is not None:
             advice.append("Or raise engine.memory.")
         raise NodeMisconfigured(
@@ -223,11 +224,11 @@ class Loading:
 
     @asynccontextmanager
     async def _open(self, model: _Model) -> AsyncIterator[Serving]:
-        """Loaded from the files in the store; one that was damaged meanwhile is brought again, once."""
+        """Loaded from the files in the store; one that was damaged, or is gone, is brought again, once."""
         async with AsyncExitStack() as stack:
             try:
                 serving = await stack.enter_async_context(self._serving(model))
-            except BlockInvalid as error:
+            except (BlockInvalid, ContentUnavailable) as error:
                 await self._bring_again(model.cid, model.reference, error)
                 serving = await stack.enter_async_context(self._serving(model))
             yield serving
@@ -244,10 +245,10 @@ class Loading:
             shape=model.shape,
         )
 
-    async def _bring_again(self, cid: str, reference: str, error: BlockInvalid) -> None:
-        """A file that changed on disk is in quarantine now."""
+    async def _bring_again(self, cid: str, reference: str, error: ContentError) -> None:
+        """A file that changed on disk is in quarantine now. Tasks wait: whoever has it must be there."""
         log.warning("model_damaged", model=cid, why=error.message)
-        if await self._bring(reference) != cid:
+        if await self._bring(reference, False) != cid:
             raise ContentUnavailable(f"{reference} is another model by now.", next_step="Start the node again.")
 
     # ---- a face ----

@@ -49,8 +49,8 @@ async def provide(
     """
     providing.know_reader = catalog.put
 
-    async def bring(reference: str) -> str:
-        return await desk.bring(reference, patience_s=SOURCE_PATIENCE_S, progress=progress)
+    async def bring(reference: str, patient: bool) -> str:
+        return await desk.bring(reference, patience_s=SOURCE_PATIENCE_S if patient else 0.0, progress=progress)
 
     async with AsyncExitStack() as stack:
         if settings.share.url is not None:
