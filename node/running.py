@@ -100,15 +100,10 @@ class RunningNode:
         ]
 
     def counts(self) -> Mapping[str, int]:
-        kept = self.answers.cache
-        bought = self.buyer.memory.counts
         return {
             **self.providing.counts(),
             **self.providing.gauges(),
-            "cache_hits": kept.counts.hits if kept else 0,
-            "cache_misses": kept.counts.misses if kept else 0,
-            "cache_asked": bought.asked,
-            "cache_told_again": bought.told_again,
+            **self.answers.counts(self.buyer),
         }
 
     def status(self) -> Mapping[str, Any]:

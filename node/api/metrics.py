@@ -26,8 +26,13 @@ COUNTED: Mapping[str, str] = {
     "prefix_cached_tokens": "Prompt tokens that were prefilled already.",
     "cache_hits": "Answers told again to clients.",
     "cache_misses": "Questions for an answer that is not kept here.",
+    "cache_evicted": "Answers thrown away because others needed their place.",
     "cache_asked": "Answers bought that might have been told again.",
     "cache_told_again": "Answers bought that were told again.",
+    "embedding_cache_hits": "Texts to embed whose vector was kept here.",
+    "embedding_cache_misses": "Texts to embed whose vector was looked for and not found.",
+    "embedding_cache_evicted": "Vectors thrown away because others needed their place.",
+    "embedding_cache_damaged": "Vectors and files that were not what was written.",
 }
 """What a node counts itself, by name; `octo_` stands before and `_total` behind."""
 
@@ -36,6 +41,8 @@ GAUGED: Mapping[str, str] = {
     "models_offered": "Models on offer here.",
     "models_loaded": "Models in memory.",
     "models_bytes": "What they take there.",
+    "cache_bytes": "What kept answers take on disk.",
+    "embedding_cache_bytes": "What kept vectors take on disk.",
 }
 """What stands at a figure now; `octo_` stands before."""
 
