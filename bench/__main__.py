@@ -22,6 +22,7 @@ BENCHMARKS = (
     "pulling",
     "embeddings",
     "quantisation",
+    "vllm",
 )
 """Modules of this package with a `run() -> list[dict]`."""
 
