@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import openai
@@ -61,19 +62,26 @@ def _event(told: dict) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-@pytest.fixture
-async def upstream():
-    server = Upstream()
+@asynccontextmanager
+async def serving(server: Upstream, port: int = 0):
     app = web.Application()
     app.router.add_get("/v1/models", server.models)
     app.router.add_post("/v1/chat/completions", server.chat)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield server
-    await runner.cleanup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        server.port = runner.addresses[0][1]
+        server.url = f"http://127.0.0.1:{server.port}/v1"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def upstream():
+    async with serving(Upstream()) as server:
+        yield server
 
 
 async def test_a_server_that_runs_already_is_bought_from_over_the_mesh(tmp_path: Path, upstream) -> None:
@@ -119,3 +127,25 @@ async def test_a_model_that_the_server_does_not_have_is_told_with_those_that_it_
         async with open_node(settings_in(tmp_path / "p", share=share)):
             pass
     assert "octo-small" in refused.value.next_step
+
+
+async def test_a_server_that_goes_away_is_off_the_offers_until_it_is_back(tmp_path: Path) -> None:
+    server = Upstream()
+
+    async def until(offered: int) -> None:
+        async with asyncio.timeout(60):
+            while len(provider.providing.offers()) != offered:
+                await asyncio.sleep(0.05)
+
+    async with AsyncExitStack() as stack:
+        async with serving(server):
+            share = Share(url=server.url, model="octo-small")
+            provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", share=share)))
+            await until(1)
+        await until(0)
+        async with asyncio.timeout(5):
+            while any(checked.offer.models for checked in provider.offers()):  # the next one goes out at once
+                await asyncio.sleep(0.05)
+        async with serving(server, server.port):
+            await until(1)
+            assert provider.status()["model_cache"]["models_offered"] == 1
