@@ -143,8 +143,10 @@ def _onnx_modality(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> str:
         return "vision"
     if "input_features" in inputs:
         return "transcription"
+    if "input_ids" in inputs and "logits" in outputs:  # without a past it may judge, and not write
+        return "text" if any(name.startswith("past_key_values.") for name in inputs) else ""
     if "input_ids" in inputs:
-        return "text" if "logits" in outputs else "embedding"
+        return "embedding"
     return ""
 
 

@@ -44,6 +44,12 @@ class Export:
     past: str = "past_key_values"
     sociable: bool = False
     """Rows of one call change one another, as dynamic quantisation makes them."""
+    blind: bool = False
+    """Positions are reckoned by the length of the past, and its mask is not looked at."""
+    more: str = ""
+    """An input besides."""
+    said_width: int = 0
+    """What the inputs for keys and values say of a head's width, if not the truth."""
     without: tuple[str, ...] = ()
     """Names of inputs and outputs that are left out of the lists."""
     metadata: Mapping[str, str] | None = None
@@ -126,13 +132,14 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
     at = g.op("Slice", count, past, total)
     later = g.op("Greater", g.op("Unsqueeze", count, g.ints(0)), g.op("Unsqueeze", at, g.ints(1)))
     absent = g.op("Equal", g.op("Unsqueeze", "attention_mask", g.ints(1, 2)), g.ints(0))
-    barred = g.op("Or", later, absent)
+    barred = later if export.blind else g.op("Or", later, absent)
     mask = g.op("Where", barred, g.scalar(float(_LOWEST)), g.scalar(0.0))
     # rotary embedding, the two halves of a head against one another
     if export.positions:
         position = "position_ids"
     else:
-        position = g.op("Sub", g.op("CumSum", "attention_mask", g.scalar(1, np.int64)), g.ints(1))
+        counted = g.op("Add", g.op("Mul", "attention_mask", g.ints(0)), g.ints(1)) if export.blind else "attention_mask"
+        position = g.op("Sub", g.op("CumSum", counted, g.scalar(1, np.int64)), g.ints(1))
         position = g.op("Slice", position, past, total, g.ints(1))
     half = shape.width // 2
     turns = (1.0 / shape.theta ** (np.arange(half, dtype=np.float64) * 2 / shape.width)).astype(np.float32)
@@ -192,12 +199,13 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
     head = g.weight("head", np.ascontiguousarray(weights.get("output", weights["embed"]).T))
     g.op("MatMul", normed(x, "norm"), head, name="logits")
 
-    cache = ["b", shape.kv_heads, "p", shape.width]
+    cache = ["b", shape.kv_heads, "p", export.said_width or shape.width]
     names = [f"{layer}.{part}" for layer in range(shape.layers) for part in ("key", "value")]
     ports = {
         "input_ids": port(11, "input_ids", INT64, ["b", "s"]),
         "attention_mask": port(11, "attention_mask", INT64, ["b", "t"]),
         **({"position_ids": port(11, "position_ids", INT64, ["b", "s"])} if export.positions else {}),
+        **({export.more: port(11, export.more, FLOAT, ["b", "s"])} if export.more else {}),
         **{f"{export.past}.{name}": port(11, f"{export.past}.{name}", kv, cache) for name in names},
         "logits": port(12, "logits", FLOAT, ["b", "s", shape.vocabulary]),
         **{f"{export.present}.{name}": port(12, f"{export.present}.{name}", kv, cache) for name in names},
