@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ async def test_a_texts_bytes_do_not_depend_on_what_it_is_batched_with(tmp_path, 
         assert await embedded(engine, *TEXTS) == alone
         crowd = await asyncio.gather(*(embedded(engine, text) for text in TEXTS * 8))
         assert [vectors[0] for vectors in crowd] == alone * 8
+
+
+_TRIED = """
+import sys
+from pathlib import Path
+from inference.work.llama_text import open_llama_texts
+folder = Path(sys.argv[1])
+made = open_llama_texts(folder / "model.gguf", folder / "tokenizer.json", kind="embed", context=128, threads=1)
+print(made.together)
+"""
+
+
+def test_a_model_is_tried_when_it_is_loaded_and_rows_share_calls_if_nothing_comes_of_it(tmp_path):
+    kit.model_folder(tmp_path)
+    said = subprocess.run([sys.executable, "-c", _TRIED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"
 
 
 async def test_a_decoder_that_was_made_to_embed_remembers_nothing_of_who_came_before(tmp_path):
