@@ -21,6 +21,8 @@ _COMMANDS = {
     "status": "node.cli.status",
     "doctor": "node.cli.doctor",
     "chat": "node.cli.chat",
+    "run": "node.cli.run",
+    "tasks": "node.cli.tasks",
     "models": "node.cli.models",
     "offers": "node.cli.offers",
     "peers": "node.cli.offers",

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,9 @@ from node.cli.exits import NodeAnswered, NodeNotRunning
 from node.folder import find_running
 
 _ANSWER_LIMIT_BYTES = 32 << 20
-_LINE_LIMIT_BYTES = 1 << 20
+_LINE_LIMIT_BYTES = 4 << 20
+"""An event with a result of 1 MiB."""
+_JSON = "application/json"
 _TOKEN_LIMIT_BYTES = 4096
 
 
@@ -53,33 +57,39 @@ class Remote:
             response = self._ask(connection, "GET", path, None)
             return _read(response)
 
-    def stream(self, path: str, body: Mapping[str, Any], *, timeout_s: float = 120.0) -> Iterator[dict[str, Any]]:
+    def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any] | Form,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 120.0,
+    ) -> Iterator[dict[str, Any]]:
         """POST and read server-sent events until [DONE]; an error event raises NodeAnswered."""
+        data, kind = body.encoded() if isinstance(body, Form) else (json.dumps(body).encode(), _JSON)
         with closing(self._connection(timeout_s)) as connection:
-            response = self._ask(connection, "POST", path, json.dumps(body).encode())
-            try:
-                while line := response.readline(_LINE_LIMIT_BYTES):
-                    text = line.decode(errors="replace").strip()
-                    if not text.startswith("data:"):
-                        continue
-                    if (data := text.removeprefix("data:").strip()) == "[DONE]":
-                        return
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise _said_no(200, event)
-                    yield event
-            except (OSError, http.client.HTTPException, ValueError):
-                raise NodeAnswered("the node broke off in the middle of its answer.", status=200) from None
+            yield from _events(self._ask(connection, "POST", path, data, {"Content-Type": kind, **(headers or {})}))
+
+    def listen(self, path: str, *, timeout_s: float = 120.0) -> Iterator[dict[str, Any]]:
+        """The same of a GET."""
+        with closing(self._connection(timeout_s)) as connection:
+            yield from _events(self._ask(connection, "GET", path, None))
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
 
     def _ask(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        more: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        headers = {"Authorization": f"Bearer {self._key}", "Accept": "application/json"}
+        headers = {"Authorization": f"Bearer {self._key}", "Accept": _JSON}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = _JSON
+        headers.update(more or {})
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -96,6 +106,23 @@ class Remote:
                 said = {}
             raise _said_no(response.status, said)
         return response
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form with one field and one file (RFC 7578)."""
+
+    field: str
+    text: str
+    file: bytes
+
+    def encoded(self) -> tuple[bytes, str]:
+        """The body, and its Content-Type."""
+        mark = secrets.token_hex(16)  # 128 random bits: the file does not hold them
+        head = f'--{mark}\r\nContent-Disposition: form-data; name="{self.field}"\r\n\r\n{self.text}\r\n'
+        file = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n\r\n'
+        body = b"".join((head.encode(), file.encode(), self.file, f"\r\n--{mark}--\r\n".encode()))
+        return body, f"multipart/form-data; boundary={mark}"
 
 
 def find_node(data_dir: Path, *, timeout_s: float = 10.0) -> Remote:
@@ -121,6 +148,22 @@ def _parsed(path: str, data: bytes) -> Any:
         return json.loads(data)
     except ValueError:
         raise NodeAnswered(f"the node's answer to {path} is not JSON.", status=200) from None
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    try:
+        while line := response.readline(_LINE_LIMIT_BYTES):
+            text = line.decode(errors="replace").strip()
+            if not text.startswith("data:"):
+                continue
+            if (data := text.removeprefix("data:").strip()) == "[DONE]":
+                return
+            event = json.loads(data)
+            if "error" in event and "type" not in event:
+                raise _said_no(200, event)
+            yield event
+    except (OSError, http.client.HTTPException, ValueError):
+        raise NodeAnswered("the node broke off in the middle of its answer.", status=200) from None
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
