@@ -58,12 +58,16 @@ class MeshCatalog:
                     price_in=min(offered.price_in, known.price_in) if known else offered.price_in,
                     price_out=min(offered.price_out, known.price_out) if known else offered.price_out,
                     providers=(*(known.providers if known else ()), checked.offer.peer),
+                    works=tuple(dict.fromkeys((*(known.works if known else ()), *offered.works))),
                 )
         return sorted(found.values(), key=lambda model: (-len(model.providers), model.price_out, model.model))
 
     def resolve(self, name: str) -> str:
-        """The manifest CID of a name, a CID or `default`: of several by one name, the one most widely served."""
+        """The manifest CID of a name, a CID or `default`: of several by one name, the one most widely served; `default`
+        is one that writes text, if there is any."""
         models = self.on_offer()
+        if name == DEFAULT_NAME:
+            models = sorted(models, key=lambda model: Work.CHAT not in model.works)
         for model in models:
             if name in (model.model, DEFAULT_NAME) or name.lower() == model.name.lower():
                 return model.model

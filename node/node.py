@@ -32,6 +32,8 @@ class ModelOnOffer:
     price_in: int
     price_out: int
     providers: tuple[str, ...]
+    works: tuple[Work, ...] = (Work.CHAT,)
+    """What any of its providers does with it."""
 
 
 class Catalog(Protocol):
