@@ -144,7 +144,10 @@ class DecoderGraph:
     def _vocabulary(self) -> int:
         """By trying: exporters leave it open, and a file may say what is not so."""
         one = np.zeros((1, 1), np.int64)
-        logits, _ = self.call(one, one, one + 1, [cache.empty(1, 0) for cache in self.caches])
+        try:
+            logits, _ = self.call(one, one, one + 1, [cache.empty(1, 0) for cache in self.caches])
+        except EngineFailed as error:
+            raise self._refused(f"no answer to a first token: {error.message.rstrip('.')}") from None
         if not np.isfinite(logits).all():
             raise self._refused("logits that are not numbers")
         if not 2 <= logits.shape[2] <= VOCABULARY_LIMIT:

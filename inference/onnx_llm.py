@@ -71,7 +71,7 @@ class OnnxContext:
         self._prompt = [0] * slots
         self.joining = 0
         """Tokens of the prompt whose job is taking a slot: see `OnnxBatch`."""
-        self._hole, self._behind = CHUNK, True
+        self._hole, self._behind, self._more = CHUNK, True, 0
         self.together = self._try(slots)
         first = self._graph.providers[0]
         on = "cpu" if first == CPU else first.removesuffix("ExecutionProvider").lower()
@@ -122,7 +122,7 @@ class OnnxContext:
     def _call(self, slots: tuple[int, ...]) -> _Call:
         """Arrays for these sequences: those of the last step, if nothing else has happened to them since."""
         held = max(self._lanes.held[slot] for slot in slots)
-        room = max(-(-held // self._hole), 1) * self._hole if self._hole else held
+        room = max(-(-held // self._hole), 1) * self._hole + self._more if self._hole else held
         call = self._calls.pop(slots, None)
         if call is None or not call.fits(room):
             if self.together:
@@ -167,14 +167,18 @@ class OnnxContext:
         return plain
 
     def _same(self, alone: Sequence[Logits], slots: Sequence[int]) -> bool:
+        """With the hole that they need, and with a longer one, as a longer neighbour would bring."""
         self.together = True
         try:
-            made = self._stepped(slots)
+            for self._more in (0, CHUNK):
+                made = self._stepped(slots)
+                if not all(np.array_equal(alone[slot], one) for slot, one in zip(slots, made, strict=True)):
+                    return False
         except EngineFailed:
             return False
         finally:
-            self.together = False
-        return all(np.array_equal(alone[slot], one) for slot, one in zip(slots, made, strict=True))
+            self.together, self._more = False, 0
+        return True
 
     def _stepped(self, slots: Sequence[int]) -> list[Logits]:
         rows = [Row(slot, (3 * slot + 1) % self.vocabulary, self._lanes.held[slot], True) for slot in slots]

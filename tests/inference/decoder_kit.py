@@ -15,7 +15,7 @@ from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from tests.inference.models.model_kit import proto
 from tests.inference.onnx_kit import FLOAT, INT64, model, node, port
 
-FLOAT16, BOOL = 10, 9
+FLOAT16, INT32 = 10, 6
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
@@ -44,6 +44,11 @@ class Export:
     past: str = "past_key_values"
     sociable: bool = False
     """Rows of one call change one another, as dynamic quantisation makes them."""
+    fused: bool = False
+    """Attention is onnxruntime's own node, which counts the past by the mask and puts new keys right behind it. It
+    wants heads of 16, 32, ... numbers."""
+    drifting: bool = False
+    """Longer holes give other bits."""
     blind: bool = False
     """Positions are reckoned by the length of the past, and its mask is not looked at."""
     more: str = ""
@@ -172,6 +177,12 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
         every = g.op("Expand", g.op("Unsqueeze", x, g.ints(2)), wide)
         return g.op("Reshape", every, g.ints(0, shape.heads, -1, shape.width))
 
+    def fed(x: str, layer: int) -> str:
+        h = normed(x, f"{layer}.ffn_norm")
+        gate = linear(h, f"{layer}.ffn_gate")
+        gate = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), linear(h, f"{layer}.ffn_up"))
+        return g.op("Add", x, linear(gate, f"{layer}.ffn_down"))
+
     def cached(x: str, layer: int, part: str) -> str:
         before = f"{export.past}.{layer}.{part}"
         if kv != FLOAT:
@@ -179,11 +190,35 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
         x = g.op("Concat", before, x, name=f"{export.present}.{layer}.{part}", axis=2)
         return g.op("Cast", x, to=FLOAT) if kv != FLOAT else x
 
+    def attended(h: str, layer: int) -> str:
+        q, k, v = (linear(h, f"{layer}.attn_{part}") for part in "qkv")
+        names = [f"{layer}.{part}" for part in ("key", "value")]
+        inputs = [q, k, v, *(f"{export.past}.{name}" for name in names), *counts, *tables]
+        outputs = [f"{layer}.mixed", *(f"{export.present}.{name}" for name in names)]
+        said = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "do_rotary": 1}
+        body = b"".join([*(proto(1, name) for name in inputs), *(proto(2, name) for name in outputs)])
+        body += proto(4, "GroupQueryAttention") + proto(7, "com.microsoft")
+        body += b"".join(proto(5, proto(1, key) + proto(3, value) + proto(20, 2)) for key, value in said.items())
+        g.parts.append(proto(1, body))
+        return outputs[0]
+
+    if export.fused:
+        held = g.op("ReduceSum", "attention_mask", g.ints(1), keepdims=0)
+        counts = [g.op("Cast", g.op("Sub", held, g.ints(1)), to=INT32), g.op("Cast", g.op("Squeeze", total), to=INT32)]
+        at_all = np.outer(np.arange(1024), turns).astype(np.float32)
+        tables = [g.weight("cosines", np.cos(at_all)), g.weight("sines", np.sin(at_all))]
+
     x = g.op("Gather", g.weight("embed", weights["embed"]), "input_ids")
     if export.sociable:
         x = g.op("Add", x, g.op("Mul", g.op("ReduceMax", x, axes=[0, 1, 2], keepdims=1), g.scalar(0.01)))
+    if export.drifting:
+        x = g.op("Add", x, g.op("Mul", g.op("Cast", total, to=FLOAT), g.scalar(1e-6)))
     for layer in range(shape.layers):
         h = normed(x, f"{layer}.attn_norm")
+        if export.fused:
+            x = g.op("Add", x, linear(attended(h, layer), f"{layer}.attn_output"))
+            x = fed(x, layer)
+            continue
         q = turned(in_heads(linear(h, f"{layer}.attn_q"), shape.heads))
         k = cached(turned(in_heads(linear(h, f"{layer}.attn_k"), shape.kv_heads)), layer, "key")
         v = cached(in_heads(linear(h, f"{layer}.attn_v"), shape.kv_heads), layer, "value")
@@ -192,10 +227,7 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
         mixed = g.op("MatMul", g.op("Softmax", scores, axis=3), repeated(v))
         mixed = g.op("Reshape", g.op("Transpose", mixed, perm=[0, 2, 1, 3]), g.ints(0, 0, shape.heads * shape.width))
         x = g.op("Add", x, linear(mixed, f"{layer}.attn_output"))
-        h = normed(x, f"{layer}.ffn_norm")
-        gate = linear(h, f"{layer}.ffn_gate")
-        gate = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), linear(h, f"{layer}.ffn_up"))
-        x = g.op("Add", x, linear(gate, f"{layer}.ffn_down"))
+        x = fed(x, layer)
     head = g.weight("head", np.ascontiguousarray(weights.get("output", weights["embed"]).T))
     g.op("MatMul", normed(x, "norm"), head, name="logits")
 
@@ -211,7 +243,8 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
         **{f"{export.present}.{name}": port(12, f"{export.present}.{name}", kv, cache) for name in names},
     }
     listed = [said for name, said in ports.items() if name not in export.without]
-    return model(*g.parts, *listed, metadata=dict(export.metadata or {})), bytes(g.data)
+    graph = model(*g.parts, *listed, metadata=dict(export.metadata or {}))
+    return graph + proto(8, proto(1, "com.microsoft") + proto(2, 1)), bytes(g.data)
 
 
 def gguf_decoder(path: Path) -> tuple[Shape, dict[str, np.ndarray]]:

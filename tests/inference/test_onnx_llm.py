@@ -15,7 +15,7 @@ from market.task import Sampling
 from tests.inference.decoder_kit import FLOAT, FLOAT16, Export, Shape, decoder, random_weights
 from tests.inference.engine_kit import GREEDY, SEEDED
 
-SHAPE, PLAIN = Shape(), Export()
+SHAPE, PLAIN = Shape(width=16), Export()
 WEIGHTS = random_weights(SHAPE)
 
 
@@ -156,6 +156,8 @@ def test_two_threads_and_weights_beside_the_graph_change_no_bit(context: OnnxCon
         Export(cache=FLOAT16),
         Export(positions=False),
         Export(present="present_key_values"),
+        Export(fused=True),
+        Export(fused=True, positions=False),
     ],
 )
 def test_other_exporters_habits(context: OnnxContext, tmp_path: Path, export: Export) -> None:
@@ -169,8 +171,9 @@ def test_other_exporters_habits(context: OnnxContext, tmp_path: Path, export: Ex
         assert [[token for token, _ in job] for job in alone] == [[token for token, _ in job] for job in expected]
 
 
-def test_rows_that_change_one_another_run_alone(tmp_path: Path) -> None:
-    other = opened(write(tmp_path, Export(sociable=True)))
+@pytest.mark.parametrize("export", [Export(sociable=True), Export(drifting=True)])
+def test_rows_that_change_one_another_run_alone(tmp_path: Path, export: Export) -> None:
+    other = opened(write(tmp_path, export))
     assert not other.together
     works = [work(length, 20, salt=length) for length in (3, 70, 64, 1)]
     assert run(other, *works) == [run(other, one)[0] for one in works]
@@ -253,7 +256,7 @@ def test_what_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(NodeMisconfigured, match="1000000 tokens need") as caught:
         opened(path, size=1_000_000, slots=8, memory_bytes=2 << 30)
-    assert "at most 2 slots" in caught.value.next_step
+    assert "at most 1 slots" in caught.value.next_step
     with pytest.raises(NodeMisconfigured) as caught:
         opened(path, memory_bytes=1 << 20)
     assert "smaller model" in caught.value.next_step
