@@ -13,6 +13,8 @@ Texts a second of 1, 4 and 32 texts of 15 tokens in a call (F16, one core): 195,
 
 from __future__ import annotations
 
+import ctypes
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +26,7 @@ from inference.llama_library import LlamaLog, engine_class, load_model, metadata
 from inference.models.plain_encoder import Encoded, PlainEncoder, load_plain_encoder
 from inference.work.rows import ROWS_LIMIT, TOKENS_LIMIT
 from inference.work.text_heads import POOLINGS, Array, EmbedHead, Head, RerankHead
-from inference.work.text_runner import TextRunner
+from inference.work.text_runner import GoOn, TextRunner
 from market.errors import EngineFailed, ModelFileInvalid
 
 EXACT_TOKENS: Final = 63
@@ -34,6 +36,7 @@ _POOLINGS: Final = {
     llama_cpp.LLAMA_POOLING_TYPE_LAST: "last",
 }
 _RANK: Final = llama_cpp.LLAMA_POOLING_TYPE_RANK
+_ASK_S: Final = 0.1
 _SEQUENCES: Final = ROWS_LIMIT + 1
 """One more than texts, for the row that keeps a row company."""
 _FLASH: Final = 1
@@ -60,6 +63,7 @@ class LlamaTexts:
         self._context = self._open_context(path, threads)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(self._rows, 0, 1)
+        self._watch = _Watch(self._context)
         self._width = int(llama_cpp.llama_model_n_embd_out(self._model))
         self._classes = int(llama_cpp.llama_model_n_cls_out(self._model))
 
@@ -67,14 +71,16 @@ class LlamaTexts:
     def engine(self) -> str:
         return engine_class(self._model)
 
-    def outputs(self, texts: Sequence[Encoded]) -> list[Array]:
+    def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:
         """For each text the hidden states that its pooling takes, or its logits."""
         starts = self._fill(texts)
+        self._watch.begin(go_on, rows=int(self._batch.n_tokens))
         if self._memory:
             llama_cpp.llama_memory_clear(self._memory, False)
             status = llama_cpp.llama_decode(self._context, self._batch)
         else:
             status = llama_cpp.llama_encode(self._context, self._batch)
+        self._watch.end()
         if status != 0:
             raise EngineFailed(f"the model failed on the input (llama.cpp returned {status}).")
         if not self.pooling:
@@ -177,6 +183,46 @@ class LlamaTexts:
         if not context:
             raise refused(f"open a context for {path.name}", self._log)
         return context
+
+
+class _Watch:
+    """Asks, between two steps of a long call, whether it is to go on: 8,000 tokens take many seconds, in which the node
+    must hear that we live. Short calls are not interrupted: asking costs some 1 % of one."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._go_on: GoOn | None = None
+        self._asked_at = 0.0
+        self._failed: BaseException | None = None
+
+        @llama_cpp.ggml_abort_callback  # type: ignore[untyped-decorator]
+        def ask(_data: object) -> bool:
+            return self._ends()
+
+        self._ask = ask  # must outlive the context
+        self._nobody = llama_cpp.ggml_abort_callback(0)
+
+    def begin(self, go_on: GoOn, *, rows: int) -> None:
+        """Sets the library's callback for a call of so many rows, or takes it away."""
+        self._go_on = go_on if rows > EXACT_TOKENS else None
+        callback = self._nobody if self._go_on is None else self._ask
+        llama_cpp.llama_set_abort_callback(self._context, callback, ctypes.c_void_p(0))
+
+    def end(self) -> None:
+        """Raises what `go_on` did: nothing may pass through the library."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _ends(self) -> bool:
+        if self._go_on is None or time.monotonic() - self._asked_at < _ASK_S:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return not self._go_on()
+        except BaseException as error:  # noqa: BLE001 - the node may be gone, which is no Exception
+            self._failed = error
+            return True
 
 
 def open_llama_texts(

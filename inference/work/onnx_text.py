@@ -23,7 +23,7 @@ from inference.models.transformers_config import read_config
 from inference.work.onnx_session import CPU, Session
 from inference.work.rows import TOKENS_LIMIT, TOKENS_LIMIT_GPU, bucket_of
 from inference.work.text_heads import POOLINGS, Array, EmbedHead, Head, Pooling, RerankHead
-from inference.work.text_runner import TextRunner
+from inference.work.text_runner import GoOn, TextRunner
 from market.errors import EngineFailed, ModelFileInvalid
 
 _POOLED = ("sentence_embedding", "embedding", "pooler_output", "text_embeds")
@@ -53,7 +53,7 @@ class OnnxTexts:
         self._rows_least = rows_least
         self._types = _input_types(session)
 
-    def outputs(self, texts: Sequence[Encoded]) -> list[Array]:
+    def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:  # noqa: ARG002 - cannot be asked within a run
         """The graph's output for each text, cut to its own tokens if there is one for each."""
         count, width = max(len(texts), self._rows_least), max(self._width(text) for text in texts)
         arrays = {name: np.zeros((count, width), kind) for name, kind in self._types.items()}

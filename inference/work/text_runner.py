@@ -9,7 +9,7 @@ run alone, unless the engine's owner says `loose`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from inference.models.plain_encoder import Encoded, PlainEncoder
@@ -20,6 +20,10 @@ from market.errors import EngineFailed, ModelFileInvalid, OctoError
 
 TASKS_LIMIT: Final = 256
 """Tokenised at once; a newcomer beyond them waits for a place."""
+
+
+GoOn = Callable[[], bool]
+"""We are alive; and whether somebody still waits for the call."""
 
 
 class TextModel(Protocol):
@@ -34,8 +38,9 @@ class TextModel(Protocol):
     @property
     def probes(self) -> Sequence[Sequence[int]]: ...
 
-    def outputs(self, texts: Sequence[Encoded]) -> list[Array]:
-        """What its head wants, for each text. Raises EngineFailed."""
+    def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:
+        """What its head wants, for each text. Asks `go_on` now and then if it can, and takes long. Raises
+        EngineFailed, also if it shall not go on."""
 
 
 class TextRunner:
@@ -81,8 +86,13 @@ class TextRunner:
         self, batch: Sequence[tuple[Pending, Row]], rows: Rows, desk: Desk
     ) -> Sequence[tuple[Pending, list[bytes]]]:
         """Pieces that are ready to go out, by task. A row on which the model fails costs its own task alone."""
+
+        def go_on() -> bool:
+            desk.beat()
+            return not all(pending.task.cancelled for pending, _ in batch)
+
         try:
-            made = self._model.outputs([row.tokens for _, row in batch])
+            made = self._model.outputs([row.tokens for _, row in batch], go_on)
         except EngineFailed as error:
             if len(batch) > 1:
                 return [ready for one in batch for ready in self._compute([one], rows, desk)]
@@ -130,10 +140,10 @@ class TextRunner:
             )
             for row, length in enumerate(lengths)
         ]
-        together = [self._probed(row) for row in self._model.outputs(texts)]
+        together = [self._probed(row) for row in self._model.outputs(texts, _always)]
         if not any(together):
             raise EngineFailed("what it makes is no numbers.")
-        return together == [self._probed(self._model.outputs([text])[0]) for text in texts]
+        return together == [self._probed(self._model.outputs([text], _always)[0]) for text in texts]
 
     def _probed(self, row: Array) -> bytes:
         """Empty where the model makes no numbers, as a few have tokens that they never learnt."""
@@ -141,3 +151,7 @@ class TextRunner:
             return self._head.piece(None, 0, row)
         except EngineFailed:
             return b""
+
+
+def _always() -> bool:
+    return True

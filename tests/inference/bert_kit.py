@@ -16,9 +16,9 @@ POISON = WORDS.index("poison")
 Weights = dict[str, np.ndarray]
 
 
-def bert_weights(*, seed: int = 3, classes: int = 0, types: int = 1) -> Weights:
+def bert_weights(*, classes: int = 0, types: int = 1, context: int = CONTEXT, layers: int = LAYERS) -> Weights:
     """Of the word "poison" nothing is a number. With `classes`, a head that makes scores."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(3)
 
     def drawn(*shape: int, scale: float = 0.3) -> np.ndarray:
         return (draw.standard_normal(shape) * scale).astype(np.float32)
@@ -26,12 +26,12 @@ def bert_weights(*, seed: int = 3, classes: int = 0, types: int = 1) -> Weights:
     weights = {
         "token_embd.weight": drawn(len(WORDS), WIDTH, scale=1),
         "token_types.weight": drawn(types, WIDTH),
-        "position_embd.weight": drawn(CONTEXT, WIDTH),
+        "position_embd.weight": drawn(context, WIDTH),
         "token_embd_norm.weight": 1 + drawn(WIDTH),
         "token_embd_norm.bias": drawn(WIDTH),
     }
     weights["token_embd.weight"][POISON] = np.nan
-    for layer in range(LAYERS):
+    for layer in range(layers):
         at = f"blk.{layer}"
         for name, shape in (
             ("attn_q", (WIDTH, WIDTH)), ("attn_k", (WIDTH, WIDTH)), ("attn_v", (WIDTH, WIDTH)),
@@ -122,10 +122,10 @@ def model_folder(folder: Path, weights: Weights | None = None, **options: Any) -
 def _written(path: Path, writer: gguf.GGUFWriter, weights: Weights, *, pooling: int | None, types: int) -> Path:
     writer.add_name("Tiny")
     writer.add_file_type(0)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(len(weights.get("position_embd.weight", range(CONTEXT))))
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(FORWARD)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(sum(name.endswith("attn_q.weight") for name in weights))
     writer.add_head_count(HEADS)
     if pooling is not None:
         writer.add_pooling_type(gguf.PoolingType(pooling))

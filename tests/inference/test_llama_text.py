@@ -36,9 +36,10 @@ def encoder(folder: Path, limit: int = kit.CONTEXT):
     return load_plain_encoder(folder / "tokenizer.json", limit=limit)
 
 
-def opened(folder: Path, *, kind: str = "embed", **changes: object):
-    meter = EmbedMeter(encoder(folder)) if kind == "embed" else RerankMeter(encoder(folder))
-    settings = {"kind": kind, "model": "model.gguf", "meter": meter, "context": kit.CONTEXT}
+def opened(folder: Path, *, kind: str = "embed", context: int = kit.CONTEXT, **changes: object):
+    cut = encoder(folder, context)
+    meter = EmbedMeter(cut) if kind == "embed" else RerankMeter(cut)
+    settings = {"kind": kind, "model": "model.gguf", "meter": meter, "context": context}
     return open_llama_text_engine(folder, **{**settings, **changes})  # type: ignore[arg-type]
 
 
@@ -180,6 +181,23 @@ async def test_2048_inputs_in_one_request_come_in_order_and_no_more_than_agreed(
         assert [piece for item in items for piece in item.pieces] == made[:3] and items[-1].finish == "length"
 
 
+async def test_a_text_that_takes_longer_than_a_hang_is_none_and_whoever_leaves_it_stops_it(tmp_path):
+    folder = kit.model_folder(tmp_path, kit.bert_weights(context=8192, layers=8))
+    async with opened(folder, context=8192, hang_s=2.0) as engine:
+        [pid] = engine.worker_pids
+        assert len(await embedded(engine, "red " * 8000)) == 1
+        jobs = [asyncio.create_task(embedded(engine, "red " * 8000)) for _ in range(20)]
+        async with asyncio.timeout(20):
+            while engine.load().running < 20:
+                await asyncio.sleep(0.005)
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        async with asyncio.timeout(10):
+            assert len(await embedded(engine, "red")) == 1
+        assert engine.worker_pids == (pid,)
+
+
 async def test_kill_9_with_eight_jobs_in_flight(tmp_path):
     async with opened(kit.model_folder(tmp_path)) as engine:
         [pid] = engine.worker_pids
@@ -305,7 +323,7 @@ async def test_settings_that_cannot_be_are_refused_and_memory_is_bounded(tmp_pat
         with pytest.raises(NodeMisconfigured, match="possible"):
             async with opened(folder, **changes):
                 pass
-    with pytest.raises(ModelFileInvalid):
+    with pytest.raises(NodeMisconfigured, match="too little memory"):
         async with opened(folder, memory_bytes=1 << 20):
             pass
 
