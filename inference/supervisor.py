@@ -18,13 +18,13 @@ import structlog
 from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, pack_tokens
 from inference.isolation import child_command, child_environment
 from inference.prefix import KnownBlocks, block_keys, scope_key
+from inference.restarting import LoadPatience, pause_s
 from inference.sampler import LOGPROBS_LIMIT, read_logprobs
 from inference.scheduler import CHUNK
 from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.ports import Generated, Job, TokenLogprobs
 from market.values import from_plain, to_plain
 
-LOAD_LIMIT_S: Final = 300.0
 RESTART_LIMIT_S: Final = 10.0
 _LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 16
@@ -147,7 +147,10 @@ class Worker:
         self._on_lost = on_lost
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._heard_at = 0.0
+        self._began_at = self._heard_at = 0.0
+        self._patience = LoadPatience(hang_s)
+        self._failures = 0
+        """Starts since it last came up."""
         self.facts: WorkerFacts | None = None
         self.ready = False
         self.broken: OctoError | None = None
@@ -189,7 +192,6 @@ class Worker:
 
     async def run(self) -> None:
         """Live, die, and live again, ever more slowly if it never comes up. A first start that fails is the last."""
-        failures = 0
         while True:
             try:
                 await self._live()
@@ -201,7 +203,7 @@ class Worker:
             came_up, self.ready = self.ready, False
             lost, self.streams = self.streams, {}
             self.blocks = self._no_blocks()
-            failures = 0 if came_up else failures + 1
+            self._failures = 0 if came_up else self._failures + 1
             self.broken = None if came_up else error
             for stream in lost.values():
                 stream.worker = None
@@ -211,9 +213,9 @@ class Worker:
             if not self.started.done():
                 self.started.set_exception(error)
                 return
-            log.warning("worker lost", reason=error.message, jobs=len(lost), failures=failures)
+            log.warning("worker lost", reason=error.message, jobs=len(lost), failures=self._failures)
             self._on_change()
-            await asyncio.sleep(min(RESTART_LIMIT_S, 0.05 * 2**failures))
+            await asyncio.sleep(pause_s(self._failures, first_s=0.05, limit_s=RESTART_LIMIT_S))
 
     async def _live(self) -> None:
         self._process = self._writer = None
@@ -253,7 +255,7 @@ class Worker:
         """Hand on what the worker says until it stops speaking. Raises EngineFailed if it hangs or talks nonsense."""
         buffer = FrameBuffer()
         loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
+        self._began_at = self._heard_at = loop.time()
         while True:
             try:
                 async with asyncio.timeout(self._hang_s / 4):
@@ -273,8 +275,8 @@ class Worker:
                 raise EngineFailed("the engine's worker sent a frame that makes no sense.") from None
 
     def _check_alive(self, silent_s: float) -> None:
-        if not self.ready and silent_s > LOAD_LIMIT_S:
-            raise EngineFailed(f"the model was not loaded after {LOAD_LIMIT_S:.0f} s.")
+        if not self.ready and silent_s > self._patience.limit_s(self._failures):
+            raise EngineFailed(f"the model was not loaded after {silent_s:.0f} s.")
         if self.ready and self.streams and silent_s > self._hang_s:
             raise EngineFailed(f"the engine's worker was silent for {silent_s:.1f} s and was ended.")
 
@@ -290,6 +292,7 @@ class Worker:
             case ["ready", facts] if not self.ready:
                 self.facts = from_plain(WorkerFacts, facts)
                 self.ready, self.broken = True, None
+                self._patience.loaded(self._heard_at - self._began_at)
                 if not self.started.done():
                     self.started.set_result(None)
                 log.info("worker ready", pid=self.pid, engine=self.facts.engine, isolation=self.facts.isolation)

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import structlog
 
 from inference.residency import PATIENCE_S, Resident, Wish, next_step
+from inference.restarting import pause_s
 from market.errors import EngineFailed, NodeMisconfigured, OctoError
 from market.parts import Serving
 from node.figures import size_words
@@ -289,7 +290,7 @@ class ModelCache:
 
     def _failed(self, entry: _Entry, error: OctoError) -> None:
         """Nobody is asked to wait for it until it has been tried again; later each time."""
-        wait_s = min(RETRY_LIMIT_S, self._retry_first_s * 2**entry.failures)
+        wait_s = pause_s(entry.failures, first_s=self._retry_first_s, limit_s=RETRY_LIMIT_S)
         entry.failures += 1
         entry.error = error
         entry.retry_since = None

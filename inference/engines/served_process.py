@@ -18,6 +18,7 @@ from typing import Any, Final
 import structlog
 
 from inference.isolation import child_command, child_environment
+from inference.restarting import pause_s
 from market.errors import EngineFailed, OctoError
 from market.values import value
 
@@ -87,7 +88,7 @@ class ServedProcess:
                 self.started.set_exception(error)
                 return
             log.warning("served_engine_lost", reason=error.message, failures=failures)
-            await asyncio.sleep(min(RESTART_LIMIT_S, 0.25 * 2**failures))
+            await asyncio.sleep(pause_s(failures, first_s=0.25, limit_s=RESTART_LIMIT_S))
 
     async def _live(self) -> None:
         self._told_to_restart.clear()

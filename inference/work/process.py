@@ -16,11 +16,11 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import structlog
 
 from inference.isolation import child_command, child_environment
+from inference.restarting import LoadPatience, pause_s
 from inference.work.frames import TO_NODE_LIMIT_BYTES, ChildFacts, ChildSettings, Frame, FrameBuffer, pack
 from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError
 from market.values import from_plain, to_plain
 
-LOAD_LIMIT_S: Final = 300.0
 RESTART_LIMIT_S: Final = 10.0
 _LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 18
@@ -65,7 +65,10 @@ class Child:
         self._command = command or child_command("inference.work.child")
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._heard_at = 0.0
+        self._began_at = self._heard_at = 0.0
+        self._patience = LoadPatience(hang_s)
+        self._failures = 0
+        """Starts since it last came up."""
         self.facts: ChildFacts | None = None
         self.ready = False
         self.broken: OctoError | None = None
@@ -85,7 +88,6 @@ class Child:
 
     async def run(self) -> None:
         """Live, die, and live again, ever more slowly if it never comes up. A first start that fails is the last."""
-        failures = 0
         error: OctoError
         while True:
             try:
@@ -95,14 +97,14 @@ class Child:
             except OSError as caught:
                 error = EngineFailed(f"the engine's worker cannot be started: {caught.strerror}.")
             came_up, self.ready = self.ready, False
-            failures = 0 if came_up else failures + 1
+            self._failures = 0 if came_up else self._failures + 1
             self.broken = None if came_up else error
             if not self.started.done():
                 self.started.set_exception(error)
                 return
-            log.warning("work_child_lost", reason=error.message, runner=self._settings.runner, failures=failures)
+            log.warning("work_child_lost", reason=error.message, runner=self._settings.runner, failures=self._failures)
             self._owner.down(error)
-            await asyncio.sleep(min(RESTART_LIMIT_S, 0.05 * 2**failures))
+            await asyncio.sleep(pause_s(self._failures, first_s=0.05, limit_s=RESTART_LIMIT_S))
 
     async def _live(self) -> NoReturn:
         self._process = self._writer = None
@@ -147,7 +149,7 @@ class Child:
         """Hand on what the child says until it stops speaking. Raises EngineFailed if it hangs or talks nonsense."""
         buffer = FrameBuffer(TO_NODE_LIMIT_BYTES)
         loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
+        self._began_at = self._heard_at = loop.time()
         while True:
             try:
                 async with asyncio.timeout(self._hang_s / 4):
@@ -167,8 +169,8 @@ class Child:
                 raise EngineFailed("the engine's worker sent a frame that makes no sense.") from None
 
     def _check_alive(self, silent_s: float) -> None:
-        if not self.ready and silent_s > LOAD_LIMIT_S:
-            raise EngineFailed(f"the model was not loaded after {LOAD_LIMIT_S:.0f} s.")
+        if not self.ready and silent_s > self._patience.limit_s(self._failures):
+            raise EngineFailed(f"the model was not loaded after {silent_s:.0f} s.")
         if self.ready and self._owner.busy() and silent_s > self._hang_s:
             raise EngineFailed(f"the engine's worker was silent for {silent_s:.1f} s and was ended.")
 
@@ -179,6 +181,7 @@ class Child:
             case ["ready", facts] if not self.ready:
                 self.facts = from_plain(ChildFacts, facts)
                 self.ready, self.broken = True, None
+                self._patience.loaded(self._heard_at - self._began_at)
                 if not self.started.done():
                     self.started.set_result(None)
                 log.info("work_child_ready", pid=self.pid, engine=self.facts.engine, isolation=self.facts.isolation)
