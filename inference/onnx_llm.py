@@ -10,7 +10,9 @@ filled up to other lengths they are not (5e-5). So past tokens lie at their posi
 one call serves sequences of all lengths. Prompts go in the scheduler's chunks of 64, alone and without a hole (what
 more rows of the same chunk follow changes nothing); those bits are not those of single steps (2e-5), so what a resumed
 job had generated is fed again in single steps. Other graphs differ (dynamic quantisation scales by the whole call, some
-take no hole), so each is tried when it is loaded, and its rows run alone, or without holes, if they must.
+take no hole), so each is tried when it is loaded, and its rows run alone, or without holes, if they must. What that
+costs: 16 rows of 40 tokens took 59 ms of one core together and 382 one by one; of 500 tokens, where copying the past is
+most of it, 195 and 455.
 """
 
 from __future__ import annotations
