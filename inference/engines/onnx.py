@@ -63,7 +63,7 @@ def onnx_meter(manifest: Manifest, paths: Mapping[Role, Path]) -> Meter:
     """
     work = WORKS[onnx_kind(manifest)]
     if work == Work.LOOK:
-        return LookMeter()
+        return LookMeter(onnx_kind(manifest))
     return text_meter(manifest, paths, work)
 
 

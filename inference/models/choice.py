@@ -101,9 +101,16 @@ def _gguf(found: Sequence[str], _: Sequence[str]) -> list[str]:
 
 def _onnx(found: Sequence[str], inside: Sequence[str]) -> list[str]:
     picked = [name for name in found if name.rsplit("/", 1)[-1] == "model.onnx"] or list(found)
-    if len(picked) != 1:
+    if len(picked) != 1 and not _reads(picked):
         raise _choose(sorted(found))
-    return [name for name in inside if name.startswith((picked[0] + "_data", picked[0] + ".data"))] + picked
+    outside = tuple(f"{name}{end}" for name in picked for end in ("_data", ".data"))
+    return [name for name in inside if name.startswith(outside)] + picked
+
+
+def _reads(names: Sequence[str]) -> bool:
+    """Whether these are the two halves of one reader (OCR): what finds lines of text, and what reads them."""
+    words = [set(re.split(r"[^a-z]+", name.rsplit("/", 1)[-1].lower())) for name in sorted(names)]
+    return len(words) == 2 and "det" in words[0] and "rec" in words[1]
 
 
 _FORMATS: tuple[tuple[str, Callable[[Sequence[str], Sequence[str]], list[str]]], ...] = (

@@ -86,11 +86,17 @@ class RerankMeter:
 
 
 class LookMeter:
-    """In: tiles of 64 x 64 pixels, begun ones included. Out: findings."""
+    """In: tiles of 64 x 64 pixels, begun ones included. Out: findings. `what` is the one kind of looking that the model
+    does, where that is known: who asks for another learns it before anything is paid."""
+
+    def __init__(self, what: str = "") -> None:
+        self._what = what
 
     def units_in(self, request: WorkRequest, blob: bytes) -> int:
         if not isinstance(request, LookRequest):
             raise _other_work(request)
+        if self._what not in ("", request.what):
+            raise RequestInvalid(f"this model does {self._what!r} and nothing else.", param="what")
         size = image_size(blob)
         return -(-size.width // TILE) * -(-size.height // TILE)
 

@@ -68,6 +68,9 @@ def run(
     body: dict[str, Any] = {"model": model, "input": _input(text, given, file, what)}
     body |= {name: said for name, said in options.items() if said is not None}
     task = _submit(node, body, file, key, detach=detach, as_json=as_json)
+    if detach and not as_json:
+        click.echo(task["id"])
+        return
     if out is not None and task["status"] == "done":
         _write(node, task, out)
     _tell(task, out, as_json=as_json)
@@ -131,9 +134,6 @@ def _tell(task: Mapping[str, Any], out: Path | None, *, as_json: bool) -> None:
             error.get("message") or f"the task is {task['status']}.", status=200, remote_code=error.get("code") or ""
         )
     if as_json:
-        return
-    if task["status"] != "done":
-        click.echo(task["id"])
         return
     if task["work"] in ("embed", "rerank") and out is None:
         print_json(task["result"])

@@ -97,6 +97,14 @@ async def test_a_model_does_one_kind_of_looking(tmp_path):
             await seen(engine, of_png(image(1, 2, 3)), "read")
 
 
+def test_who_asks_for_another_kind_of_looking_learns_it_before_paying():
+    blob = of_png(image(0, 0, 255))
+    assert LookMeter("classify").units_in(LookRequest(what="classify"), blob) == 1
+    assert LookMeter().units_in(LookRequest(what="read"), blob) == 1
+    with pytest.raises(RequestInvalid, match="does 'classify' and nothing else"):
+        LookMeter("classify").units_in(LookRequest(what="read"), blob)
+
+
 def bomb() -> bytes:
     """100 MB of zeros behind a head that says 5 x 5."""
     chunk = zlib.compress(bytes(100 << 20), 9)

@@ -201,6 +201,18 @@ def test_what_faster_whisper_reads_comes_though_its_weights_end_in_bin() -> None
     assert model_files(there) == ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"]
 
 
+def test_the_two_halves_of_a_reader_of_text_are_one_model() -> None:
+    there = ["PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx", "README.md"]
+    assert model_files(there) == there[:2]
+    for other in (
+        ["det.onnx", "det2.onnx"],
+        ["a_det.onnx", "a_rec.onnx", "a_cls.onnx"],
+        ["detour.onnx", "record.onnx"],
+    ):
+        with pytest.raises(RequestInvalid, match="Put one of these"):
+            model_files(other)
+
+
 def test_onnx_comes_with_its_external_data() -> None:
     there = ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_q4.onnx", "config.json"]
     assert model_files(there) == ["config.json", "onnx/model.onnx", "onnx/model.onnx_data"]
