@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -24,6 +25,9 @@ class House:
         self.opened: list[str] = []
         self.tasks: dict[str, list] = {}
         self.failures: dict[str, list[Exception]] = {}
+        self.using: Counter[str] = Counter()
+        self.closed_in_use: list[str] = []
+        self.when_loaded = lambda: None
         self.may_open = asyncio.Event()
         self.may_open.set()
         self.takes: dict[str, int | None] = {}
@@ -44,6 +48,8 @@ class House:
             yield SimpleNamespace(name=model)
         finally:
             self.tasks[model].append(asyncio.current_task())
+            if self.using[model]:
+                self.closed_in_use.append(model)
 
     async def weigh(self, serving) -> int | None:
         await asyncio.sleep(0)
@@ -51,6 +57,7 @@ class House:
 
     def loaded(self, model: str, serving, size_bytes: int) -> None:
         self.told.append(("loaded", model, size_bytes))
+        self.when_loaded()
 
     def unloaded(self, model: str, size_bytes: int) -> None:
         self.told.append(("unloaded", model, size_bytes))
@@ -60,8 +67,12 @@ class House:
 
     async def use(self, model: str, turns: int = 1, priority: int = 0) -> str:
         async with self.cache.use(model, priority) as serving:
-            for _ in range(turns):
-                await asyncio.sleep(0.001)
+            self.using[model] += 1
+            try:
+                for _ in range(turns):
+                    await asyncio.sleep(0.001)
+            finally:
+                self.using[model] -= 1
             return serving.name
 
     @property
@@ -73,6 +84,7 @@ class House:
 async def house():
     built = House(retry_first_s=0.02, patience_s=0.2)
     yield built
+    assert built.closed_in_use == []
     await built.cache.aclose()
 
 
@@ -213,14 +225,18 @@ async def test_a_task_that_gives_up_leaves_no_trace(house) -> None:
     house.add("a", 6)
     house.add("b", 6)
     house.may_open.clear()
-    for turns in range(6):  # cancelled before, during and after the load
-        task = asyncio.create_task(house.use("a"))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-            house.may_open.set()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    assert await house.use("b") == "b", "nobody is counted as using a"
+    early = asyncio.create_task(house.use("a"))
+    await asyncio.sleep(0.01)
+    early.cancel()
+    late = asyncio.create_task(house.use("a"))
+    # In the very turn in which it is given its place, and has not heard of it.
+    house.when_loaded = lambda: asyncio.get_running_loop().call_soon(late.cancel)
+    house.may_open.set()
+    await asyncio.wait((early, late))
+    assert early.cancelled() and late.cancelled()
+    house.when_loaded = lambda: None
+    async with asyncio.timeout(5):
+        assert await house.use("b") == "b", "nobody is counted as using a"
 
 
 async def test_realtime_is_loaded_before_what_can_wait(house) -> None:
