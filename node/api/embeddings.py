@@ -119,7 +119,7 @@ class Embeddings:
             encoding=asked.encoding_format,
         )  # fmt: skip
         if not missing:
-            return Prepared(orders=[], form=form, settle=form.settle)
+            return Prepared(orders=[], form=form)
         request = EmbedRequest(inputs=missing, dimensions=about.dimensions)
         order = self._clerk.work_order(asked.model, request, asked.octo, param="input")
         return Prepared(orders=[order], form=form, settle=form.settle)

@@ -2,6 +2,7 @@
 
 import base64
 import struct
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -10,6 +11,7 @@ from openai import AsyncOpenAI
 
 from market.task import Mode, Privacy
 from market.work import EmbedRequest, RerankRequest
+from node.vectors.cache import open_embedding_cache
 
 VECTORS = (struct.pack("<3f", 1.0, -0.5, 0.25), struct.pack("<3f", 0.0, 0.125, 2.0))
 
@@ -114,6 +116,36 @@ async def test_what_stands_twice_is_bought_once_and_told_twice(client: AsyncOpen
     assert second == [0.0, 0.125, 2.0]
     assert [item.index for item in answer.data] == [0, 1, 2]
     assert answer.model_extra["octo"]["kept"] == {"vectors": 0, "receipts": {}}  # type: ignore[index]
+
+
+async def test_a_length_that_changed_is_told_and_everything_bought_anew(
+    client: AsyncOpenAI, node: Any, known: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "vectors.db"
+    async with open_embedding_cache(path, limit_bytes=1 << 20, shared=False, secret=lambda: bytes(32)) as cache:
+        node.answers.vectors = cache
+        node.buyer.outcome_of = lambda order: known.outcome(order, engine="test")
+        node.buyer.steps = VECTORS[:1]
+        await client.embeddings.create(model="small", input="one")
+        node.buyer.steps = [VECTORS[1] * 2]
+        with pytest.raises(openai.InternalServerError, match="different lengths"):
+            await client.embeddings.create(model="small", input=["one", "two"])
+        node.buyer.steps = [VECTORS[0] * 2, VECTORS[1] * 2]
+        answer = await client.embeddings.create(model="small", input=["one", "two"])
+        assert [order.request.inputs for order in node.buyer.orders] == [("one",), ("two",), ("one", "two")]
+        assert [len(item.embedding) for item in answer.data] == [6, 6]
+
+
+async def test_private_texts_are_never_kept(client: AsyncOpenAI, node: Any, known: Any, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.db"
+    async with open_embedding_cache(path, limit_bytes=1 << 20, shared=False, secret=lambda: bytes(32)) as cache:
+        node.answers.vectors = cache
+        node.buyer.outcome_of = lambda order: known.outcome(order, engine="test")
+        node.buyer.steps = VECTORS[:1]
+        for privacy in ("private", "confidential", "shared", "shared"):
+            await client.embeddings.create(model="small", input="one", extra_body={"octo": {"privacy": privacy}})
+        assert cache is not None
+        assert (cache.vectors, cache.counts.hits, len(node.buyer.orders)) == (1, 1, 3)
 
 
 async def test_units_of_other_work_are_no_tokens(client: AsyncOpenAI, http: Any, node: Any) -> None:
