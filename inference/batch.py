@@ -31,7 +31,10 @@ class Row(NamedTuple):
 
 
 class Context(Protocol):
-    threads: int
+    @property
+    def threads(self) -> int:
+        """That compute a call of several rows, now."""
+
     size: int
     """Tokens a sequence can hold."""
 
@@ -226,9 +229,9 @@ class Batch:
     def _drafted(self, job: int) -> list[int]:
         running, seat = self._running[job], self._schedule.seat(job)
         if running.drafter is None:
-            running.drafter = Drafter(running.rows, threads=self._context.threads)
+            running.drafter = Drafter(running.rows)
         running.drafter.extend(running.drawn[len(running.drafter) - len(running.rows) :])
-        return running.drafter.draft(running.limit - seat.emitted - 1)
+        return running.drafter.draft(running.limit - seat.emitted - 1, threads=self._context.threads)
 
     def _speculate(self, job: int, drafted: list[int]) -> list[Emission]:
         """The last token and the guesses in one call; what was drawn up to the first wrong guess is what single steps

@@ -30,10 +30,9 @@ _PATIENCE: Final = 0.004
 class Drafter:
     """One job's guesses. `tokens` is its prompt and what it has generated."""
 
-    def __init__(self, tokens: Sequence[int], *, threads: int) -> None:
+    def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        self._costs = _COSTS[min(threads, 2)]
         self._right, self._guessed = _HOPE, 1.0
         self.extend(tokens)
 
@@ -47,14 +46,15 @@ class Drafter:
                 self._after[tuple(self._tokens[-_GRAM:])] = len(self._tokens)
             self._tokens.append(token)
 
-    def draft(self, room: int) -> list[int]:
-        """Tokens that may come next, at most `room`; none if it is not worth the rows."""
+    def draft(self, room: int, *, threads: int) -> list[int]:
+        """Tokens that may come next, at most `room`; none if it is not worth the rows with so many threads."""
         at = self._after.get(tuple(self._tokens[-_GRAM:]))
         if at is None:
             return []
         rate = self._right / self._guessed
-        guesses = max(self._costs, key=lambda count: _expected(rate, count) / self._costs[count])
-        if _expected(rate, guesses) < _WORTH * self._costs[guesses]:
+        costs = _COSTS[min(threads, 2)]
+        guesses = max(costs, key=lambda count: _expected(rate, count) / costs[count])
+        if _expected(rate, guesses) < _WORTH * costs[guesses]:
             self._right += _PATIENCE * self._guessed
             return []
         return self._tokens[at : at + min(guesses, room)]

@@ -6,6 +6,7 @@ Only the worker process imports this module, because a bad model file can take t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ import numpy as np
 from inference.batch import Row
 from inference.llama_grammar import LlamaGrammars
 from inference.llama_library import LlamaLog, engine_class, load_model, refused
+from inference.pacing import Pace
 from inference.sampler import Logits
 from inference.scheduler import CHUNK, lone
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
@@ -36,7 +38,9 @@ class LlamaContext:
     def __init__(
         self, path: Path, *, slots: int, size: int, threads: int, memory_bytes: int, gpu_layers: int = 0
     ) -> None:
-        self.threads, self.size = threads, size
+        self._pace = Pace(threads)
+        self.size = size
+        self._threads = threads
         self._gpu_layers = gpu_layers
         self._slots = slots
         self._log = LlamaLog()
@@ -51,6 +55,11 @@ class LlamaContext:
         self._warm_up()
 
     @property
+    def threads(self) -> int:
+        """How many a call with several rows has now."""
+        return self._pace.threads
+
+    @property
     def engine(self) -> str:
         """The engine class: library, version, instruction set, quantisation; equal classes replay bit for bit."""
         # Canonical chunks were measured on CPUs only: with layers elsewhere it is another class.
@@ -63,7 +72,10 @@ class LlamaContext:
         return grammars
 
     def decode(self, rows: Sequence[Row]) -> list[Logits]:
-        self._use(1 if lone([row.slot for row in rows]) else self.threads)
+        alone = lone([row.slot for row in rows])
+        shape = (rows[0].slot == rows[-1].slot, -(-len(rows) // 4))
+        threads = 1 if alone else self._pace.threads_for(shape)
+        self._use(threads)
         batch = self._batch
         batch.n_tokens = len(rows)
         for at, row in enumerate(rows):
@@ -72,7 +84,11 @@ class LlamaContext:
             batch.n_seq_id[at] = 1
             batch.seq_id[at][0] = row.slot
             batch.logits[at] = row.wanted
+        began, ran = time.perf_counter(), time.thread_time()
         status = llama_cpp.llama_decode(self._context, batch)
+        if not alone:
+            wall_s, ran_s = time.perf_counter() - began, time.thread_time() - ran
+            self._pace.heard(shape, threads, began=began, wall_s=wall_s, ran_s=ran_s)
         if status != 0:
             raise EngineFailed(f"llama_decode returned {status} for {len(rows)} rows.")
         return [self._logits(at) for at, row in enumerate(rows) if row.wanted]
@@ -144,7 +160,7 @@ class LlamaContext:
         options.n_ctx = self.size * self._slots
         options.n_batch = options.n_ubatch = CHUNK
         options.n_seq_max = self._slots
-        options.n_threads = options.n_threads_batch = self.threads
+        options.n_threads = options.n_threads_batch = self._threads
         options.kv_unified = False
         context = llama_cpp.llama_init_from_model(self._model, options)
         if not context:

@@ -21,38 +21,38 @@ SONG = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def test_what_followed_the_last_three_tokens_the_last_time_is_guessed():
-    assert Drafter([*SONG, 40, *SONG, 41, 42, 8, 9, 10], threads=2).draft(20) == [41, 42, 8]
-    assert Drafter(SONG, threads=2).draft(20) == []
-    assert Drafter([1, 2], threads=2).draft(20) == []
+    assert Drafter([*SONG, 40, *SONG, 41, 42, 8, 9, 10]).draft(20, threads=2) == [41, 42, 8]
+    assert Drafter(SONG).draft(20, threads=2) == []
+    assert Drafter([1, 2]).draft(20, threads=2) == []
 
 
 def test_a_draft_never_exceeds_the_room_there_is():
-    drafter = Drafter([*SONG, *SONG[:4]], threads=2)
-    assert [drafter.draft(room) for room in (0, 1, 2)] == [[], [5], [5, 6]]
+    drafter = Drafter([*SONG, *SONG[:4]])
+    assert [drafter.draft(room, threads=2) for room in (0, 1, 2)] == [[], [5], [5, 6]]
 
 
 def test_right_guesses_make_longer_drafts_and_wrong_ones_none_until_hope_is_back():
-    drafter = Drafter([*SONG, *SONG], threads=2)
+    drafter = Drafter([*SONG, *SONG])
     drafter.extend(SONG[:3])
-    assert len(drafter.draft(50)) == 3
+    assert len(drafter.draft(50, threads=2)) == 3
     for _ in range(6):
         drafter.heard(3, 3)
-    assert len(drafter.draft(50)) == 7
+    assert len(drafter.draft(50, threads=2)) == 7
     for _ in range(20):
         drafter.heard(3, 0)
-    assert drafter.draft(50) == []
+    assert drafter.draft(50, threads=2) == []
     chances = 0
-    while not drafter.draft(50):
+    while not drafter.draft(50, threads=2):
         chances += 1
     assert 10 < chances < 200
 
 
 def test_where_rows_are_dear_only_near_certainty_is_worth_a_draft():
-    one = Drafter([*SONG, *SONG[:4]], threads=1)
-    assert one.draft(50) == []
+    one = Drafter([*SONG, *SONG[:4]])
+    assert one.draft(50, threads=1) == []
     for _ in range(20):
         one.heard(7, 7)
-    assert len(one.draft(50)) == 7
+    assert len(one.draft(50, threads=1)) == 7
 
 
 # ---- the batch -----------------------------------------------------------------------------------
