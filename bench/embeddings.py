@@ -56,11 +56,16 @@ def run(*, workers: int = 0) -> list[dict[str, Any]]:
 
 
 async def _run(workers: int) -> list[dict[str, Any]]:
-    draw, words = random.Random(5), WORDS.split()
-    texts = [" ".join(draw.choices(words, k=draw.randint(4, 20))) for _ in range(TEXTS)]
+    texts = sentences()
     rows = await _rows("embeddings", _onnx, texts, workers)
     rows += await _rows("embeddings_gguf", _gguf, texts, workers)
     return as_dicts([*rows, await _beside_llama(texts)])
+
+
+def sentences() -> list[str]:
+    """Of four to twenty words, always the same."""
+    draw, words = random.Random(5), WORDS.split()
+    return [" ".join(draw.choices(words, k=draw.randint(4, 20))) for _ in range(TEXTS)]
 
 
 def _onnx(workers: int) -> AbstractAsyncContextManager[SupervisedEngine]:
@@ -88,9 +93,9 @@ async def _measured(open_engine: Open, texts: Sequence[str], workers: int) -> Ro
     async with open_engine(workers) as engine:
         await asyncio.gather(*(_embed(engine, text) for text in texts[:TOGETHER]))
         for _ in range(RUNS):
-            speed, one_by_one = await _round(engine, texts, 1)
+            speed, one_by_one = await embed_round(engine, texts, 1)
             found.alone.append(speed)
-            speed, at_once = await _round(engine, texts, TOGETHER)
+            speed, at_once = await embed_round(engine, texts, TOGETHER)
             found.together.append(speed)
             same = sum(mine == yours for mine, yours in zip(one_by_one, at_once, strict=True))
             found.equal.append(same / len(texts))
@@ -104,7 +109,7 @@ async def _beside_llama(texts: Sequence[str]) -> Row:
         embed_all(texts[:TOGETHER])
         async with _gguf(1) as engine:
             for _ in range(RUNS):
-                ours.append((await _round(engine, texts, TOGETHER))[0])
+                ours.append((await embed_round(engine, texts, TOGETHER))[0])
                 theirs.append(len(texts) / await asyncio.to_thread(embed_all, texts))
     return compared(f"embeddings_gguf_per_s_{TOGETHER}_beside_llama", "texts/s", ours, theirs, "Llama.embed of a list")
 
@@ -154,7 +159,7 @@ def _meter(folder: Path) -> EmbedMeter:
     return EmbedMeter(load_plain_encoder(folder / "tokenizer.json", limit=512))
 
 
-async def _round(engine: SupervisedEngine, texts: Sequence[str], at_once: int) -> tuple[float, list[bytes]]:
+async def embed_round(engine: SupervisedEngine, texts: Sequence[str], at_once: int) -> tuple[float, list[bytes]]:
     """Texts a second with so many askers, each of whom asks again as soon as it is answered; and the vectors."""
     made: dict[int, bytes] = {}
     left = iter(enumerate(texts))

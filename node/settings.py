@@ -137,8 +137,8 @@ class EngineSettings(_Section):
     `bench hardware --tune` found, else all cores by twos, with eight slots a thread.
     `memory`: for all models together (none: what is free, less a reserve); those that do not fit are loaded when asked
     for. `warm`: names, as in `model` and `serve`, of those that are never unloaded.
-    `gpu_layers` of a model go to the graphics cards: -1 all, 0 none, and then no engine uses a card; none named: as
-    many as fit, if llama.cpp was built for cards. `onnx_providers`: where ONNX Runtime computes, most wanted first.
+    `gpu_layers` of a model go to the graphics cards: -1 all, 0 none, and then no engine but vLLM uses one; none named:
+    as many as fit, if llama.cpp was built for cards. `onnx_providers`: where ONNX Runtime computes, most wanted first.
     `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
 
     workers: Annotated[int, Field(ge=1, le=256)] | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.cli.bench_quantisation import quantisation
 from node.cli.options import config_option, data_dir_option, json_option, open_node_to_ask
 from node.cli.transfer import follow
 
@@ -24,6 +25,9 @@ _LONG_S = 60.0
 @click.group(short_help="Measure this machine.")
 def bench() -> None:
     """Measure what this machine does, and remember it."""
+
+
+bench.add_command(quantisation)
 
 
 @bench.command("hardware", short_help="Tokens per second, time to first token, memory.")

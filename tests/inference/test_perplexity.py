@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from inference.perplexity import from_surprises, measure_perplexity
+from inference.quantization.comparing import TEXT
 from inference.quantize import quantize
 from market.errors import EngineFailed, ModelFileInvalid, RequestInvalid
-
-TEXT = Path(__file__).resolve().parents[2] / "bench" / "perplexity.txt"
 
 
 def test_the_formula_is_the_exponential_of_the_mean_surprise():
