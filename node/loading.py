@@ -40,6 +40,9 @@ from node.shaping import Shape, shape_of, usable
 _RESERVE_BYTES: Final = 512 << 20
 """Left to the rest of the machine; of a small one a sixteenth."""
 
+MODELS_LIMIT: Final = 16
+"""An offer has at most 16 KiB: a model takes 0.5 of them, the files that are only kept 4 in all."""
+
 log = structlog.get_logger()
 
 Bring = Callable[[str, bool], Awaitable[str]]
@@ -96,6 +99,11 @@ class Loading:
         Raises what a model's coming here raised; NodeMisconfigured for one that cannot fit at all; EngineFailed if not
         one could be loaded.
         """
+        if len(references) > MODELS_LIMIT:
+            raise NodeMisconfigured(
+                f"{len(references)} models are more than an offer has room for.",
+                next_step=f"Name {MODELS_LIMIT} in `model` and `serve`; another node on this machine can serve more.",
+            )
         for reference in references:
             await self._prepare(reference)
         models = list(self._models.values())

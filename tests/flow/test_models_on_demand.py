@@ -174,6 +174,12 @@ async def test_a_model_that_can_never_fit_is_refused_at_start_with_what_would(tm
     assert "engine.memory" in refused.value.next_step and "search --fits" in refused.value.next_step
 
 
+async def test_more_models_than_an_offer_has_room_for_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NodeMisconfigured, match="17 models"):
+        async with provider_in(tmp_path / "p", *(f"m{at}" for at in range(16))):
+            pass
+
+
 async def _kill(module: str) -> None:
     """Every child that runs a module, as soon as it is there."""
     while True:
