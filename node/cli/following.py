@@ -38,6 +38,8 @@ def follow(events: Iterable[Event], *, detach: bool = False, as_json: bool) -> d
     finally:
         if bar is not None:
             bar.stop()
+    if not detach:
+        out.rest(task)
     if not task:
         raise NodeAnswered("the node broke off in the middle of its answer.", status=200)
     return task
@@ -57,6 +59,15 @@ class _Out:
         elif self._said:
             click.echo("\n[begun anew]", err=True)
         self._said = kind != "begun"
+
+    def rest(self, task: Event) -> None:
+        """A text that was whole before anybody followed it."""
+        from node.cli.show import printable
+
+        if self._quiet or self._said or task.get("work") != "chat" or not task.get("result"):
+            return
+        for choice in task["result"]["choices"]:
+            click.echo(printable(choice["message"]["content"] or ""), nl=False)
 
 
 def _line(event: Event) -> str:

@@ -129,6 +129,16 @@ async def test_what_is_more_urgent_is_taken_first_and_then_in_turn(tmp_path: Pat
     assert order == ["batch1", "batch3", "async0", "async2"]
 
 
+async def test_one_key_is_one_task_however_many_come_at_once(tmp_path: Path) -> None:
+    same = {"work": "chat", "model": "small", "mode": Mode.ASYNC, "request": b"x", "expires_in_s": 60, "key": b"k"}
+    async with desk_in(tmp_path) as desk:
+        several = await asyncio.gather(*(desk.submit(**same, digest=b"d", blob=b"image") for _ in range(8)))
+        other = await desk.submit(**same, digest=b"e", blob=b"image")
+        assert {submitted.task.id for submitted in (*several, other)} == {several[0].task.id}
+        assert (other.same, all(submitted.same for submitted in several)) == (False, True)
+        assert [path.name for path in (tmp_path / "tasks").iterdir()] == [f"{several[0].task.id}-input"]
+
+
 async def test_only_so_much_waits_and_what_is_over_makes_room(tmp_path: Path) -> None:
     async with desk_in(tmp_path, waiting=2, waiting_bytes=100) as desk:
         with pytest.raises(QueueFull):
