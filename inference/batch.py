@@ -35,6 +35,10 @@ class Context(Protocol):
     def threads(self) -> int:
         """That compute a call of several rows, now."""
 
+    @property
+    def replay(self) -> int:
+        """How many tokens of one sequence a call may feed so that their bits are those of single steps."""
+
     size: int
     """Tokens a sequence can hold."""
 
@@ -125,7 +129,7 @@ class Batch:
         self._context = context
         self._draft = draft
         self._grammars = grammars
-        self._schedule = Schedule(slots=slots, window=window)
+        self._schedule = Schedule(slots=slots, window=window, replay=context.replay)
         self._prefixes = Prefixes(slots)
         self._slots = slots
         self._running: dict[int, _Running] = {}

@@ -19,7 +19,7 @@ from inference.llama_grammar import LlamaGrammars
 from inference.llama_library import LlamaLog, engine_class, load_model, refused
 from inference.pacing import Pace
 from inference.sampler import Logits
-from inference.scheduler import CHUNK, lone
+from inference.scheduler import CHUNK, REPLAY, lone
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
 
 _KV_VALUE_BYTES: Final = 2  # f16
@@ -34,6 +34,8 @@ class LlamaContext:
     is in the batch (differences of up to 1.4 were measured).
     Raises ModelFileInvalid with the library's reason, NodeMisconfigured if it does not fit `memory_bytes`.
     """
+
+    replay: Final = REPLAY
 
     def __init__(
         self, path: Path, *, slots: int, size: int, threads: int, memory_bytes: int, gpu_layers: int = 0

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import onnxruntime
 
-from inference.batch import Batch, Emission, Row, Work
+from inference.batch import Row
 from inference.onnx_graph import Cache, DecoderGraph
 from inference.sampler import Logits
 from inference.scheduler import CHUNK
@@ -48,7 +48,9 @@ class OnnxContext:
     Raises ModelFileInvalid, NodeMisconfigured if it does not fit `memory_bytes`.
     """
 
-    threads = 1
+    replay: Final = 1
+    """Generated tokens of a resumed job that a call feeds again: a chunk's bits are not those of single steps."""
+    threads: Final = 1
     """What a layout of rows is chosen by (`inference.scheduler.layout`): rows need no neighbours here."""
 
     def __init__(
@@ -70,9 +72,6 @@ class OnnxContext:
         self.vocabulary = self._graph.vocabulary
         self._lanes = _Lanes(self._graph.caches, slots, size)
         self._calls: dict[tuple[int, ...], _Call] = {}
-        self._prompt = [0] * slots
-        self.joining = 0
-        """Tokens of the prompt whose job is taking a slot: see `OnnxBatch`."""
         self._hole, self._behind, self._more = CHUNK, True, 0
         self.together = self._try(slots)
         first = self._graph.providers[0]
@@ -82,16 +81,10 @@ class OnnxContext:
     def decode(self, rows: Sequence[Row]) -> list[Logits]:
         if len({row.slot for row in rows}) > 1:
             return self._step([row for row in rows if row.wanted])  # the others are padding, which nothing here needs
-        first = rows[0]
-        if len(rows) == 1 or first.position >= self._prompt[first.slot]:
-            made = [logits for row in rows for logits in self._step([row])]
-        else:
-            made = self._chunk(rows)
+        made = self._step(rows) if len(rows) == 1 else self._chunk(rows)
         return [logits for row, logits in zip(rows, made, strict=True) if row.wanted]
 
     def forget(self, slot: int, start: int) -> None:
-        if self.joining:
-            self._prompt[slot], self.joining = self.joining, 0
         if start < self._lanes.held[slot]:
             self._lanes.cut(slot, start)
 
@@ -140,7 +133,6 @@ class OnnxContext:
         Every buffer is touched: the first job is not slower than the second."""
         for slot in range(slots):
             length = _TRIED[slot % len(_TRIED)]
-            self._prompt[slot] = length
             self._chunk([Row(slot, (7 * slot + at) % self.vocabulary, at, False) for at in range(length)])
         self.together = False
         alone = self._alone(slots)
@@ -201,22 +193,6 @@ class OnnxContext:
             f"worker, and {memory_bytes >> 20} MiB are free.",
             next_step=f"Use at most {fitting} slots, or a shorter context." if fitting > 0 else "Use a smaller model.",
         )
-
-
-class OnnxBatch(Batch):
-    """Tells the context where a job's prompt ends, which rows alone do not say: what a resumed job had generated is
-    not fed as prompts are."""
-
-    def __init__(self, context: OnnxContext, *, slots: int, window: int) -> None:
-        super().__init__(context, slots=slots, window=window)
-        self._onnx = context
-
-    def join(self, job: int, work: Work) -> Emission | None:
-        self._onnx.joining = len(work.prompt)  # taken by the first `forget`, which is that of the job's slot
-        try:
-            return super().join(job, work)
-        finally:
-            self._onnx.joining = 0
 
 
 class _Lanes:

@@ -17,7 +17,7 @@ from typing import Final
 
 CHUNK: Final = 64
 REPLAY: Final = 63
-"""Rows of generated tokens in one call when a job is resumed."""
+"""Rows of generated tokens that llama.cpp takes in one call when a job is resumed."""
 SLOTS_LIMIT: Final = 60
 """A call of 64 or more rows takes another attention path, and 3 rows may be padding."""
 
@@ -68,8 +68,10 @@ class Schedule:
     urgent than everything that decodes does not wait for decode calls.
     """
 
-    def __init__(self, *, slots: int, window: int) -> None:
+    def __init__(self, *, slots: int, window: int, replay: int = REPLAY) -> None:
+        """`replay`: rows of generated tokens in one call when a job is resumed."""
         self._window = window
+        self._replay = replay
         self._free = set(range(slots))
         self._seats: dict[int, Seat] = {}
         self._turn = 0
@@ -142,13 +144,17 @@ class Schedule:
         """Whether who decodes goes before `pending`."""
         if not any(seat.priority <= pending.priority for seat in flowing):
             return False
-        return self._prefilled > 0 and self._prefilled + _chunk_end(pending) - pending.filled > CHUNK
+        return self._prefilled > 0 and self._prefilled + self._chunk_end(pending) - pending.filled > CHUNK
 
     def _chunk(self, seat: Seat) -> Prefill:
-        start, stop = seat.filled, _chunk_end(seat)
+        start, stop = seat.filled, self._chunk_end(seat)
         seat.filled = stop
         self._prefilled += stop - start
         return Prefill(seat.job, seat.slot, start, stop, last=stop == seat.total)
+
+    def _chunk_end(self, seat: Seat) -> int:
+        start = seat.filled
+        return min(start + CHUNK, seat.prompt) if start < seat.prompt else min(start + self._replay, seat.total)
 
     def _pends(self, seat: Seat) -> bool:
         ahead = self._seats.get(seat.leader)
@@ -160,11 +166,6 @@ class Schedule:
     def _next_turn(self) -> int:
         self._turn += 1
         return self._turn
-
-
-def _chunk_end(seat: Seat) -> int:
-    start = seat.filled
-    return min(start + CHUNK, seat.prompt) if start < seat.prompt else min(start + REPLAY, seat.total)
 
 
 def _urgency(seat: Seat) -> tuple[int, int]:

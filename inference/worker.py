@@ -130,7 +130,7 @@ def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
 
 
 def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
-    from inference.onnx_llm import OnnxBatch, OnnxContext
+    from inference.onnx_llm import OnnxContext
 
     cards = card_access() if set(settings.providers) - {"cpu"} else NO_CARDS
     isolation = _confine(settings, Path(settings.model).parent, cards)  # weights may lie beside the graph
@@ -146,7 +146,7 @@ def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     )
     close_the_door(devices=bool(cards.devices))
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation, grammars=False)
-    return OnnxBatch(context, slots=settings.slots, window=settings.window), facts
+    return Batch(context, slots=settings.slots, window=settings.window), facts
 
 
 def _confine(settings: WorkerSettings, model: Path, cards: CardAccess) -> str:

@@ -16,6 +16,8 @@ VOCABULARY = 50
 class ArithmeticContext:
     """The next token is a function of all tokens of the sequence so far. Checks what llama.cpp would check."""
 
+    replay = 63
+
     def __init__(self, slots: int, *, threads: int = 1, size: int = 4096) -> None:
         self.threads, self.size = threads, size
         self.held: list[list[int]] = [[] for _ in range(slots)]

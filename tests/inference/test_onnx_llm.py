@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.batch import Row, Work
-from inference.onnx_llm import OnnxBatch, OnnxContext
+from inference.batch import Batch, Row, Work
+from inference.onnx_llm import OnnxContext
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
 from market.task import Sampling
 from tests.inference.decoder_kit import FLOAT, FLOAT16, Export, Shape, decoder, random_weights
@@ -48,7 +48,7 @@ def work(length: int, tokens: int = 12, salt: int = 0, *, sampling: Sampling = S
 
 def run(context: OnnxContext, *works: Work, slots: int = 4, stagger: int = 0) -> list[list[tuple[int, bytes]]]:
     """(token, log probabilities) of each job; a newcomer joins every `stagger` steps."""
-    batch = OnnxBatch(context, slots=slots, window=1000)
+    batch = Batch(context, slots=slots, window=1000)
     made: list[list[tuple[int, bytes]]] = [[] for _ in works]
     waiting = list(range(len(works)))
     for step in range(10_000):
@@ -134,7 +134,7 @@ def test_a_resumed_job_goes_on_with_the_bits_it_would_have_had(context: OnnxCont
 def test_a_prefix_that_another_job_left_changes_no_bit(context: OnnxContext) -> None:
     works = [work(length, 10, scope=b"us") for length in (200, 200, 131)]
     alone = [run(context, replace(one, scope=b""))[0] for one in works]
-    batch = OnnxBatch(context, slots=4, window=1000)
+    batch = Batch(context, slots=4, window=1000)
     for job, one in enumerate(works):
         batch.join(job, one)
         made = []
@@ -241,7 +241,7 @@ def test_one_word_of_poison_fails_its_own_job(tmp_path: Path) -> None:
     embed[50] = np.nan
     output = WEIGHTS["embed"]
     context = opened(write(tmp_path, embed=embed, output=output))
-    batch = OnnxBatch(context, slots=4, window=1000)
+    batch = Batch(context, slots=4, window=1000)
     batch.join(0, work(20, 12, sampling=GREEDY))
     batch.join(1, Work(prompt=[1, 50, 2], sampling=GREEDY, max_tokens=9))
     made = []

@@ -186,8 +186,6 @@ def test_real_weights_say_what_llama_cpp_says_of_the_same_in_float32(default_mod
         [made] = run(context, Work(prompt=list(prompt), sampling=GREEDY, max_tokens=16), slots=2)
         assert [token for token, _ in made] == [int(row.argmax()) for row in expected]
         context.forget(0, 0)
-        context.joining = length
-        context.forget(0, 0)
         for start in range(0, length, 64):
             rows = [Row(0, prompt[at], at, at == length - 1) for at in range(start, min(start + 64, length))]
             logits = context.decode(rows)

@@ -89,6 +89,13 @@ def test_a_resumed_job_has_its_prompt_in_64s_then_its_tokens_in_at_most_63s():
     ]
 
 
+def test_what_a_resumed_job_generated_goes_as_the_context_wants_it():
+    schedule = Schedule(slots=1, window=64, replay=1)
+    schedule.join(1, prompt=65, generated=3)
+    steps = [schedule.next_step() for _ in range(5)]
+    assert [(step.start, step.stop) for step in steps] == [(0, 64), (64, 65), (65, 66), (66, 67), (67, 68)]
+
+
 def test_prompts_take_turns_so_a_short_one_does_not_wait_for_a_long_one():
     schedule = Schedule(slots=2, window=64)
     schedule.join(1, prompt=20 * CHUNK)
