@@ -80,6 +80,21 @@ async def test_a_deadline_counts_from_before_the_load() -> None:
     assert engine.load() == EngineLoad(running=0, waiting=0)
 
 
+@pytest.mark.parametrize(("allowed", "least", "most"), [(5.0, 4.0, 4.97), (0.0, 0.0, 0.0)])
+async def test_the_engine_is_told_what_is_left_of_a_deadline(allowed, least, most) -> None:
+    heard: list[float] = []
+
+    class Listening(ScriptedEngine):
+        def generate(self, job):
+            heard.append(job.deadline_s)
+            return super().generate(job)
+
+    loader = Loader(Listening())
+    asyncio.get_running_loop().call_later(0.03, loader.may.set)
+    await _tokens(standing_for(loader), replace(job((1,)), deadline_s=allowed))
+    assert least <= heard[0] <= most
+
+
 async def test_whatever_loading_raises_is_the_engine_s_failure_to_a_task() -> None:
     loader = Loader(ScriptedEngine(), failure=ModelFileInvalid("it is torn."))
     loader.may.set()

@@ -259,8 +259,9 @@ async def test_at_the_end_who_waits_is_told_and_everything_is_closed(house) -> N
     waiting = asyncio.create_task(house.use("a"))
     await asyncio.sleep(0.01)
     await house.cache.aclose()
-    with pytest.raises(EngineFailed, match="stopping"):
-        await waiting
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineFailed, match="stopping"):
+            await waiting
     assert not house.warm
     with pytest.raises(EngineFailed, match="stopping"):
         await house.use("a")
