@@ -13,8 +13,8 @@ from inference.tuning import Setup
 from market.values import value
 
 ALL_LAYERS: Final = -1
-BUFFERS_BYTES: Final = 96 << 20
-"""A worker's graph and output buffers; 60 MB were seen for the default model."""
+BUFFERS_BYTES: Final = 160 << 20
+"""A worker's graph and output buffers, for which 60 MB were seen, and Python with its libraries, for which 49 were."""
 CARD_BYTES: Final = 1 << 30
 """Of each card: CUDA's context, buffers of a call, and whatever shows the desktop."""
 HOST_BYTES: Final = 2 << 30

@@ -152,7 +152,7 @@ def expected_bytes(manifest: Manifest, kind: EngineKind, setup: Setup, settings:
     one_slot = max(0, manifest.needs.min_ram_bytes - weights - _ENGINE_BYTES)
     context = min(settings.engine.context, manifest.context or settings.engine.context)
     slot = one_slot * context // min(_SLOT_TOKENS, manifest.context or _SLOT_TOKENS)
-    return setup.workers * (weights + _ENGINE_BYTES + setup.slots * slot)
+    return setup.workers * (weights + _ENGINE_BYTES + _CHILD_BYTES + setup.slots * slot)
 
 
 def slots_that_fit(manifest: Manifest, setup: Setup, settings: Settings, budget_bytes: int) -> int:
