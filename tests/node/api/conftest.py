@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
