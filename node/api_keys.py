@@ -27,10 +27,18 @@ _TOKEN_FILE = "token"  # noqa: S105 - a file's name
 class ApiKeys:
     """Use `open_api_keys`."""
 
-    def __init__(self, hashes: tuple[bytes, ...], *, token: str, token_file: Path) -> None:
+    def __init__(self, hashes: tuple[bytes, ...], *, token: str, token_file: Path, unkept: Path | None = None) -> None:
         self._hashes = hashes
         self._token_hash = _hash(token)
         self.token_file = token_file
+        self._unkept = unkept
+
+    def keep(self) -> None:
+        """Write the first key's hash, once its text is about to be shown: a start that fails before shows nothing, and
+        leaves it to the next one to make a key."""
+        if self._unkept is not None:
+            _add(self._unkept, self._hashes[0])
+            self._unkept = None
 
     def check(self, presented: str) -> bool:
         """Whether this is a client's key or the CLI's token; takes as long for a near miss as for a far one."""
@@ -50,24 +58,36 @@ def caller_of(presented: str) -> str:
 
 
 def open_api_keys(folder: Folder) -> tuple[ApiKeys, str | None]:
-    """The folder's keys, a fresh token in its file, and the first key's text if it was made just now.
+    """The folder's keys, a fresh token in its file, and the first key's text if there was none yet.
 
-    That text exists nowhere else: show it once. Raises NodeMisconfigured for a damaged file.
+    That text exists nowhere else: show it once, after `ApiKeys.keep`. Raises NodeMisconfigured for a damaged file.
     """
-    made = make_api_key(folder) if not folder.path(_FILE).exists() else None
+    path, made = folder.path(_FILE), None
+    if path.exists():
+        hashes = _read(path)
+    else:
+        made = _new_key()
+        hashes = (_hash(made),)
     token = secrets.token_urlsafe(32)
     token_file = folder.path(_TOKEN_FILE)
     write_whole(token_file, token.encode())
-    return ApiKeys(_read(folder.path(_FILE)), token=token, token_file=token_file), made
+    return ApiKeys(hashes, token=token, token_file=token_file, unkept=path if made else None), made
 
 
 def make_api_key(folder: Folder) -> str:
     """Add a key to the folder's file and return its text; a node that is running learns of it at its next start."""
-    path = folder.path(_FILE)
-    hashes = _read(path) if path.exists() else ()
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
-    write_whole(path, json.dumps({"version": 1, "sha256": [known.hex() for known in (*hashes, _hash(key))]}).encode())
+    key = _new_key()
+    _add(folder.path(_FILE), _hash(key))
     return key
+
+
+def _new_key() -> str:
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def _add(path: Path, added: bytes) -> None:
+    hashes = (*(_read(path) if path.exists() else ()), added)
+    write_whole(path, json.dumps({"version": 1, "sha256": [known.hex() for known in hashes]}).encode())
 
 
 def _read(path: Path) -> tuple[bytes, ...]:

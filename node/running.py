@@ -32,7 +32,7 @@ _LEDGER_NOTE = "local ledger: no chain here, so stakes are not checked; a checke
 
 @dataclass(slots=True, kw_only=True)
 class RunningNode:
-    """`first_api_key` is set on the very first start only: it is shown once and kept nowhere."""
+    """`first_api_key` is set until one was shown: whoever shows it calls `keys.keep()`; its text is kept nowhere."""
 
     settings: Settings
     peer: PeerId

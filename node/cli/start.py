@@ -130,6 +130,7 @@ async def _serve(settings: Settings, ready_file: Path | None, *, as_json: bool) 
         signals.started()
         code = FAILED
         try:
+            node.keys.keep()  # its first key is about to be seen
             with _ready_note(ready_file, node, settings):
                 welcome.show(node, stake=await _stake(node))
                 await signals.wait()

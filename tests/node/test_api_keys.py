@@ -20,13 +20,28 @@ def test_the_first_start_makes_a_key_and_no_later_one_does(folder):
     assert made.startswith("octo-")
     assert len(made) >= 5 + 32
     assert keys.check(made)
+    keys.keep()
     again, nothing = open_api_keys(folder)
     assert nothing is None
     assert again.check(made)
 
 
+def test_a_key_that_nobody_saw_is_made_anew_at_the_next_start(folder):
+    _, unseen = open_api_keys(folder)
+    keys, made = open_api_keys(folder)
+    assert made is not None
+    assert keys.check(made)
+    assert not keys.check(unseen)
+    keys.keep()
+    keys.keep()
+    later, nothing = open_api_keys(folder)
+    assert nothing is None
+    assert later.check(made)
+
+
 def test_the_key_lies_nowhere_in_the_folder(folder):
-    _, made = open_api_keys(folder)
+    keys, made = open_api_keys(folder)
+    keys.keep()
     assert not any(made.encode() in path.read_bytes() for path in folder.root.rglob("*") if path.is_file())
     assert folder.path("api_keys.json").stat().st_mode & 0o777 == 0o600
 

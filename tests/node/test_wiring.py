@@ -137,6 +137,7 @@ async def test_a_model_that_nobody_offers_is_said_so(tmp_path, monkeypatch):
 async def test_keys_money_and_receipts_outlive_a_restart(tmp_path):
     async with node_in(tmp_path / "a") as node:
         peer, key = node.peer, node.first_api_key
+        node.keys.keep()
         receipt = (await chat(node, key))["octo"]["receipt"]
     async with node_in(tmp_path / "a") as node:
         assert node.peer == peer
