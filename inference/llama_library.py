@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import weakref
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ _TEXT_BYTES: Final = 64
 
 
 class LlamaLog:
-    """The library's error lines are kept for our own errors; nothing is printed. Must outlive the library."""
+    """The library's error lines are kept for our own errors; nothing is printed, as long as this lives."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -36,12 +37,17 @@ class LlamaLog:
 
         self._note = note
         llama_cpp.llama_log_set(note, ctypes.c_void_p(0))
+        weakref.finalize(self, _forget_log)  # the library would call what is no longer there
         llama_cpp.llama_backend_init()
 
     def reason(self) -> str:
         """The first error line, which names the cause; the ones after it repeat that it failed."""
         line = self._lines[0] if self._lines else "it gives no reason"
         return line.rsplit(": ", 1)[-1][:200] if line.count(": ") == 1 else line[:200]
+
+
+def _forget_log() -> None:
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(0), ctypes.c_void_p(0))
 
 
 def load_model(path: Path, options: Any, log: LlamaLog) -> Any:
