@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from inference.work.onnx_session import Array, Bound, Session
+from inference.work.runner import GoOn, always
 from market.errors import EngineFailed, ModelFileInvalid
 
 LAYERS_LIMIT: Final = 1024
@@ -60,14 +61,16 @@ class DecoderGraph:
         self._last_only = {name: self._count_type(name) for name in _LAST_ONLY if name in self._session.inputs}
         self.vocabulary = self._vocabulary()
 
-    def call(self, tokens: Array, positions: Array, mask: Array, past: Sequence[Array]) -> tuple[Array, list[Array]]:
+    def call(
+        self, tokens: Array, positions: Array, mask: Array, past: Sequence[Array], go_on: GoOn
+    ) -> tuple[Array, list[Array]]:
         """(logits [rows, tokens or 1, vocabulary] in float32, keys and values of past and new tokens).
 
         `tokens` and `positions` are [rows, tokens], `mask` is [rows, past and new tokens]; all int64. Raises
-        EngineFailed.
+        EngineFailed, and what `go_on` does (`Session.run`).
         """
         names = ["logits", *(cache.present for cache in self.caches)]
-        made = self._session.run_all(self._feeds(tokens, positions, mask, past), names)
+        made = self._session.run_all(self._feeds(tokens, positions, mask, past), names, go_on)
         logits: Array = made[0]
         present = made[1:]
         if logits.ndim != 3 or logits.shape[0] != len(tokens) or logits.shape[1] not in (1, tokens.shape[1]):
@@ -145,7 +148,7 @@ class DecoderGraph:
         """By trying: exporters leave it open, and a file may say what is not so."""
         one = np.zeros((1, 1), np.int64)
         try:
-            logits, _ = self.call(one, one, one + 1, [cache.empty(1, 0) for cache in self.caches])
+            logits, _ = self.call(one, one, one + 1, [cache.empty(1, 0) for cache in self.caches], always)
         except EngineFailed as error:
             raise self._refused(f"no answer to a first token: {error.message.rstrip('.')}") from None
         if not np.isfinite(logits).all():

@@ -29,6 +29,7 @@ from inference.onnx_graph import Cache, DecoderGraph
 from inference.sampler import Logits
 from inference.scheduler import CHUNK
 from inference.work.onnx_session import CPU, Array
+from inference.work.runner import GoOn, always
 from market.errors import EngineFailed, NodeMisconfigured
 
 _COMPUTE_BYTES: Final = 256 * 1024 * 1024
@@ -43,7 +44,8 @@ _TOLERANCE: Final = 0.02
 
 class OnnxContext:
     """A graph with `slots` sequences of `size` tokens each; `together` says whether rows share calls. `engine` is the
-    engine class: library, version, where it runs, and `engine_words`; equal classes replay bit for bit.
+    engine class: library, version, where it runs, and `engine_words`; equal classes replay bit for bit. `go_on` is
+    asked now and then in a call that takes long.
 
     Raises ModelFileInvalid, NodeMisconfigured if it does not fit `memory_bytes`.
     """
@@ -66,6 +68,7 @@ class OnnxContext:
         fall_back: bool = False,
     ) -> None:
         onnxruntime.disable_telemetry_events()
+        self.go_on: GoOn = always
         self.size = size
         self._graph = DecoderGraph(path, threads=threads, providers=providers, fall_back=fall_back)
         self._check_size(path, slots, memory_bytes)
@@ -99,7 +102,7 @@ class OnnxContext:
         tokens = np.array([[row.token for row in rows]], np.int64)
         positions = np.arange(start, start + len(rows), dtype=np.int64)[None]
         mask = np.ones((1, start + len(rows)), np.int64)
-        logits, present = self._graph.call(tokens, positions, mask, self._lanes.past(slot, start))
+        logits, present = self._graph.call(tokens, positions, mask, self._lanes.past(slot, start), self.go_on)
         self._lanes.put(slot, start, [array[0, :, start:] for array in present])
         made: list[Logits] = list(np.broadcast_to(logits[0], (len(rows), self.vocabulary)))
         return made
@@ -111,7 +114,7 @@ class OnnxContext:
         for row in rows:
             self._lanes.check(row.slot, row.position)
         call = self._call(tuple(sorted(row.slot for row in rows)))
-        made = call.run({row.slot: row.token for row in rows}, behind=self._behind)
+        made = call.run({row.slot: row.token for row in rows}, behind=self._behind, go_on=self.go_on)
         return [made[row.slot] for row in rows]
 
     def _call(self, slots: tuple[int, ...]) -> _Call:
@@ -268,13 +271,13 @@ class _Call:
     def fits(self, room: int) -> bool:
         return room == self._room and self._changes == [self._lanes.changes[slot] for slot in self._slots]
 
-    def run(self, tokens: dict[int, int], *, behind: bool) -> dict[int, Logits]:
+    def run(self, tokens: dict[int, int], *, behind: bool, go_on: GoOn) -> dict[int, Logits]:
         """Logits by slot. `behind`: the graph puts the new token's key behind the hole, and not into it."""
         rows = range(len(self._slots))
         held = [self._lanes.held[slot] for slot in self._slots]
         self._tokens[:, 0] = [tokens[slot] for slot in self._slots]
         self._positions[:, 0] = held
-        self._bound.run()
+        self._bound.run(go_on)
         made = [self._room] * len(held) if behind else held
         new = [array[rows, :, made] for array in self._present]
         if max(held) < self._room:

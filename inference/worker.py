@@ -4,7 +4,8 @@ Lives here: the order in which it gives up its rights, and the loop that reads f
 call, and writes what came of it. Must not know: the node, the network, keys; it is told all it needs.
 
 It ends when its parent does: by the end of the stream, by SIGKILL from the kernel (PR_SET_PDEATHSIG) if
-it is in the middle of a call. There is one thread, so a heartbeat means that the loop really turns.
+it is in the middle of a call. One thread speaks, so a heartbeat means that the loop really turns, or that a call is not
+late (`inference.work.onnx_session`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class Line:
         if time.monotonic() - self._sent_at >= HEARTBEAT_S:
             self.send(["alive"])
 
+    def alive(self) -> bool:
+        """A heartbeat from within a call, which goes on."""
+        self.heartbeat()
+        return True
+
 
 def serve(line: Line, batch: Batch) -> None:
     """Until the parent goes. Never waits while a job can run; sleeps when none can."""
@@ -104,9 +110,9 @@ def _work(order: Order) -> Work:
     )
 
 
-def open_batch(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
+def open_batch(settings: WorkerSettings, line: Line) -> tuple[Batch, WorkerFacts]:
     """Confine this process, then load the model: a file that attacks the parser finds the cage closed."""
-    return _open_onnx(settings) if settings.library == "onnxruntime" else _open_llama(settings)
+    return _open_onnx(settings, line) if settings.library == "onnxruntime" else _open_llama(settings)
 
 
 def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
@@ -129,7 +135,7 @@ def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     return batch, facts
 
 
-def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
+def _open_onnx(settings: WorkerSettings, line: Line) -> tuple[Batch, WorkerFacts]:
     from inference.onnx_llm import OnnxContext
 
     cards = card_access() if set(settings.providers) - {"cpu"} else NO_CARDS
@@ -144,6 +150,7 @@ def _open_onnx(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
         providers=settings.providers,
         fall_back=settings.fall_back,
     )
+    context.go_on = line.alive
     close_the_door(devices=bool(cards.devices))
     facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation, grammars=False)
     return Batch(context, slots=settings.slots, window=settings.window), facts
@@ -171,7 +178,7 @@ def main() -> int:
         if settings.core >= 0:
             os.sched_setaffinity(0, {settings.core})
         try:
-            batch, facts = open_batch(settings)
+            batch, facts = open_batch(settings, line)
         except OctoError as error:
             line.send(["fail", error.code, error.message, error.next_step])
             return 1

@@ -48,8 +48,7 @@ async def open_onnx_llm_engine(
     at once and `context` tokens for each. Its weights may be in files beside it, and nowhere else.
 
     `precision` is the manifest's quantisation. `providers`: `cpu`, `cuda`, `tensorrt`, most wanted first; none named:
-    CUDA if there are `cards` and the library has it, else the processor. The rest is as in `open_llama_engine`;
-    `hang_s` covers 63 single steps, which a resumed job is fed again in.
+    CUDA if there are `cards` and the library has it, else the processor. The rest is as in `open_llama_engine`.
     Raises ModelFileInvalid with the reason, NodeMisconfigured. Must be opened on a thread that lives as long as the
     engine.
     """

@@ -6,12 +6,13 @@ Output: [1, 4 + classes, places]: centre x, centre y, width, height in pixels of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from inference.work.onnx_session import Array, Session
+from inference.work.runner import GoOn
 from market.errors import EngineFailed, ModelFileInvalid
 from market.task import MICRO
 from market.work import Finding
@@ -39,10 +40,9 @@ class Detector:
             raise ModelFileInvalid("the model's input and output are not those of a YOLO detector.")
         self._side = shape[3] if isinstance(shape[3], int) else _side_said(session.metadata)
 
-    def look(self, image: Any, threshold: float, beat: Callable[[], None]) -> Sequence[Finding]:
+    def look(self, image: Any, threshold: float, go_on: GoOn) -> Sequence[Finding]:
         pixels, scale = letterbox(image, self._side)
-        made = self._session.run({self._input: pixels}, self._output)
-        beat()
+        made = self._session.run({self._input: pixels}, self._output, go_on)
         if made.ndim != 3 or made.shape[0] != 1 or made.shape[1] != 4 + len(self._labels):
             raise EngineFailed("the model's output is not that of a detector with so many classes.")
         if not np.isfinite(made).all():

@@ -25,8 +25,9 @@ import numpy as np
 from inference.llama_library import LlamaLog, engine_class, load_model, metadata, refused
 from inference.models.plain_encoder import Encoded, PlainEncoder, load_plain_encoder
 from inference.work.rows import ROWS_LIMIT, TOKENS_LIMIT
+from inference.work.runner import GoOn
 from inference.work.text_heads import POOLINGS, Array, EmbedHead, Head, RerankHead
-from inference.work.text_runner import GoOn, TextRunner
+from inference.work.text_runner import TextRunner
 from market.errors import EngineFailed, ModelFileInvalid
 
 EXACT_TOKENS: Final = 63

@@ -19,7 +19,7 @@ from inference.models.transformers_config import read_config
 from inference.work.images import PIXELS_LIMIT, image_size
 from inference.work.meters import FINDINGS_LIMITS
 from inference.work.onnx_session import Array, Session
-from inference.work.runner import Desk, Task
+from inference.work.runner import Desk, GoOn, Task
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
 from market.task import MICRO
 from market.values import encode
@@ -39,8 +39,9 @@ class Looker(Protocol):
 
     what: str
 
-    def look(self, image: Any, threshold: float, beat: Any) -> Sequence[Finding]:
-        """Findings in a PIL image (RGB), the surest first, or in reading order. Raises EngineFailed."""
+    def look(self, image: Any, threshold: float, go_on: GoOn) -> Sequence[Finding]:
+        """Findings in a PIL image (RGB), the surest first, or in reading order. Raises EngineFailed, also if it shall
+        not go on."""
 
 
 class LookRunner:
@@ -64,8 +65,12 @@ class LookRunner:
         if not isinstance(asked, LookRequest) or asked.what != self._looker.what:
             raise RequestInvalid(f"this model does {self._looker.what!r} and nothing else.", param="what")
         image = decode_image(task.blob)
-        desk.beat()
-        found = self._looker.look(image, asked.threshold_micro / MICRO, desk.beat)
+
+        def go_on() -> bool:
+            desk.beat()
+            return not task.cancelled
+
+        found = self._looker.look(image, asked.threshold_micro / MICRO, go_on)
         limit = min(task.max_units, FINDINGS_LIMITS[asked.what])
         pieces = [encode(Finding, finding) for finding in found[:limit]]
         desk.made(task, pieces, progress=100, finish="stop" if len(found) <= limit else "length")
@@ -88,14 +93,14 @@ class Classifier:
         self._mean, self._std = _three(said.get("image_mean"), 0.5), _three(said.get("image_std"), 0.5)
         self._crop = said.get("do_center_crop") is True
 
-    def look(self, image: Any, threshold: float, beat: Any) -> Sequence[Finding]:  # noqa: ARG002 - a looker's shape
+    def look(self, image: Any, threshold: float, go_on: GoOn) -> Sequence[Finding]:
         if self._crop:
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side))
         pixels = np.asarray(image.resize((self._size, self._size), Image.Resampling.BILINEAR), np.float32) / 255
         pixels = ((pixels - self._mean) / self._std).transpose(2, 0, 1)[None]
-        logits = self._session.run({self._input: np.ascontiguousarray(pixels)}, self._output).ravel()
+        logits = self._session.run({self._input: np.ascontiguousarray(pixels)}, self._output, go_on).ravel()
         if not np.isfinite(logits).all() or not 1 <= len(logits) <= _CLASSES_LIMIT:
             raise EngineFailed("the model made scores that are none.")
         shifted = np.exp(logits.astype(np.float64) - logits.max())

@@ -1,17 +1,26 @@
 """One ONNX graph in ONNX Runtime, inside a child: opened with bounded threads, checked, run.
 
-Lives here: session options, execution providers, names and types of inputs. Knows no task and no frame.
+Lives here: session options, execution providers, names and types of inputs, how long a run may take. Knows no task and
+no frame.
+
+A run can be ended, and cannot be asked how far it is. So it has a thread of its own (60 us a run), while the one that
+speaks to the node asks whether to go on, and so says that we live, for as long as `Patience` has. Then the run is told
+to end, and if it does not, the node hears nothing more of us: a hang is noticed some time after that, and one of the
+whole process at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import onnxruntime
 
+from inference.work.runner import GoOn, RanTooLong
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured
 
 CPU: Final = "CPUExecutionProvider"
@@ -25,14 +34,48 @@ _SILENT: Final = 4
 _INPUTS_LIMIT: Final = 4096
 """A decoder has two for each of its layers."""
 
+_ASK_S: Final = 0.1
+LEAST_S: Final = 30.0
+LIMIT_S: Final = 600.0
+"""No run may take longer. The slowest to be expected, 8,192 tokens through 24 layers of 1,024, is four minutes of work
+for a core that makes 50 GFLOPS."""
+_FACTOR: Final = 20.0
+"""Attention makes each token of a long text up to three times as dear as of a short one; the rest is for busy cores."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
+
+
+class Patience:
+    """How long a run may take: many times what the dearest piece of work took so far, times its pieces; LIMIT_S as long
+    as nothing is known, since a library may have to compile something for a first run. `size` is the number of elements
+    of a run's first input: tokens, or pixels."""
+
+    def __init__(self, *, least_s: float = LEAST_S) -> None:
+        self._least_s = least_s
+        self._dearest_s = 0.0
+
+    def of(self, size: int) -> float:
+        if not self._dearest_s:
+            return LIMIT_S
+        return min(LIMIT_S, max(self._least_s, _FACTOR * self._dearest_s * size))
+
+    def took(self, size: int, seconds: float) -> None:
+        self._dearest_s = max(self._dearest_s, seconds / max(1, size))
 
 
 class Session:
-    """`providers` are what it runs on, most wanted first; `metadata` what the file says about itself."""
+    """`providers` are what it runs on, most wanted first; `metadata` what the file says about itself. One run at a
+    time."""
 
     def __init__(
-        self, path: Path, *, threads: int, providers: Sequence[str] = ("cpu",), fall_back: bool = False
+        self,
+        path: Path,
+        *,
+        threads: int,
+        providers: Sequence[str] = ("cpu",),
+        fall_back: bool = False,
+        patience: Patience | None = None,
     ) -> None:
         """With `fall_back`, providers that this library lacks are left out. Raises ModelFileInvalid,
         NodeMisconfigured."""
@@ -53,6 +96,7 @@ class Session:
                 f"({type(error).__name__}).",
                 next_step="Pull the model again; if it is whole, it needs a newer ONNX Runtime.",
             ) from None
+        self._runs = _Runs(patience or Patience())
         self.providers = tuple(self._session.get_providers())
         self.inputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_inputs()}
         self.outputs = {item.name: (item.type, tuple(item.shape)) for item in self._session.get_outputs()}
@@ -60,36 +104,35 @@ class Session:
         if not 1 <= len(self.inputs) <= _INPUTS_LIMIT:
             raise ModelFileInvalid(f"{path.name} has {len(self.inputs)} inputs.")
 
-    def run(self, feeds: Mapping[str, Array], output: str) -> Array:
-        """Raises EngineFailed if the graph does not take it."""
-        try:
-            made = self._session.run([output], dict(feeds))[0]
-        except Exception as error:  # noqa: BLE001 - as above
-            raise EngineFailed(f"the model failed on the input ({type(error).__name__}).") from None
-        if not isinstance(made, np.ndarray) or made.dtype.kind != "f":
+    def run(self, feeds: Mapping[str, Array], output: str, go_on: GoOn) -> Array:
+        """`go_on` is asked first, and now and then. Raises what it does, EngineFailed if the graph does not take it or
+        if it shall not go on, RanTooLong."""
+        [made] = self.run_all(feeds, [output], go_on)
+        if made.dtype.kind != "f":
             raise EngineFailed("the model's output is not made of floating-point numbers.")
         return made
 
-    def run_all(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Several outputs, in order. Raises EngineFailed if the graph does not take it, or makes something else."""
-        try:
-            made = self._session.run(list(outputs), dict(feeds))
-        except Exception as error:  # noqa: BLE001 - as above
-            raise EngineFailed(f"the model failed on the input ({type(error).__name__}).") from None
+    def run_all(self, feeds: Mapping[str, Array], outputs: Sequence[str], go_on: GoOn) -> list[Array]:
+        """Several outputs, in order. As `run`, and EngineFailed if the graph makes something else than arrays."""
+        made = self._runs.run(
+            lambda options: self._session.run(list(outputs), dict(feeds), options), size=_size(feeds), go_on=go_on
+        )
         if not all(isinstance(array, np.ndarray) for array in made):
             raise EngineFailed("the model's output is no array.")
         return list(made)
 
     def bind(self, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound:
         """A run that can be repeated: it reads and writes these very arrays. Raises EngineFailed."""
-        return Bound(self._session, feeds, outputs)
+        return Bound(self._session, self._runs, feeds, outputs)
 
 
 class Bound:
     """Arrays tied to a graph's inputs and outputs: nothing is allocated or copied for a run on the processor."""
 
-    def __init__(self, session: Any, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def __init__(self, session: Any, runs: _Runs, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         self._session = session
+        self._runs = runs
+        self._size = _size(feeds)
         self._kept = (feeds, outputs)  # the binding knows their addresses alone
         self._binding = session.io_binding()
         try:
@@ -101,12 +144,58 @@ class Bound:
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineFailed(f"the model does not take its input ({type(error).__name__}).") from None
 
-    def run(self) -> None:
-        """Raises EngineFailed if the graph does not take it, or makes something of another shape."""
+    def run(self, go_on: GoOn) -> None:
+        """As `Session.run`; EngineFailed too if it makes something of another shape."""
+        self._runs.run(
+            lambda options: self._session.run_with_iobinding(self._binding, options), size=self._size, go_on=go_on
+        )
+
+
+class _Runs:
+    """The thread for a session's runs, and its patience."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._thread = ThreadPoolExecutor(1, "onnx")
+        self._patience = patience
+
+    def run(self, call: Callable[[Any], T], *, size: int, go_on: GoOn) -> T:
+        """The result of `call(options)`. See `Session.run`."""
+        if not go_on():
+            raise _unwanted()
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        began_s, limit_s = time.monotonic(), self._patience.of(size)
+        running = self._thread.submit(call, options)
+        left, late = False, False
+        while not wait((running,), _ASK_S).done:
+            late = time.monotonic() - began_s > limit_s
+            try:
+                left = (not late and not go_on()) or left
+            except BaseException:  # the node is gone, maybe; but a run must not outlive its call
+                options.terminate = True
+                wait((running,))
+                raise
+            options.terminate = left or late
+        if left:
+            raise _unwanted()
         try:
-            self._session.run_with_iobinding(self._binding)
+            made = running.result()
         except Exception as error:  # noqa: BLE001 - as above
+            if late:
+                raise RanTooLong(
+                    f"the model took longer than the {limit_s:.0f} s that such an input may take."
+                ) from None
             raise EngineFailed(f"the model failed on the input ({type(error).__name__}).") from None
+        self._patience.took(size, time.monotonic() - began_s)
+        return made
+
+
+def _size(feeds: Mapping[str, Array]) -> int:
+    return next(iter(feeds.values())).size
+
+
+def _unwanted() -> EngineFailed:
+    return EngineFailed("nobody waits for the result any more.")
 
 
 def choose_providers(names: Sequence[str], available: Collection[str], *, fall_back: bool) -> list[str]:

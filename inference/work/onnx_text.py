@@ -22,8 +22,9 @@ from inference.models.plain_encoder import Encoded, PlainEncoder
 from inference.models.transformers_config import read_config
 from inference.work.onnx_session import CPU, Session
 from inference.work.rows import TOKENS_LIMIT, TOKENS_LIMIT_GPU, bucket_of
+from inference.work.runner import GoOn
 from inference.work.text_heads import POOLINGS, Array, EmbedHead, Head, Pooling, RerankHead
-from inference.work.text_runner import GoOn, TextRunner
+from inference.work.text_runner import TextRunner
 from market.errors import EngineFailed, ModelFileInvalid
 
 _POOLED = ("sentence_embedding", "embedding", "pooler_output", "text_embeds")
@@ -53,7 +54,7 @@ class OnnxTexts:
         self._rows_least = rows_least
         self._types = _input_types(session)
 
-    def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:  # noqa: ARG002 - cannot be asked within a run
+    def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:
         """The graph's output for each text, cut to its own tokens if there is one for each."""
         count, width = max(len(texts), self._rows_least), max(self._width(text) for text in texts)
         arrays = {name: np.zeros((count, width), kind) for name, kind in self._types.items()}
@@ -66,7 +67,7 @@ class OnnxTexts:
             ):  # fmt: skip
                 if name in arrays:
                     arrays[name][at, : len(text.ids)] = values
-        made = self._session.run(arrays, self._output)
+        made = self._session.run(arrays, self._output, go_on)
         if made.shape[:1] != (count,) or (made.ndim == 3 and made.shape[1] != width):
             raise EngineFailed("the model's output has another shape than its input asks for.")
         return [made[at, : len(text.ids)] if made.ndim == 3 else made[at] for at, text in enumerate(texts)]

@@ -8,12 +8,13 @@ regions); Graves et al., Connectionist Temporal Classification, ICML 2006 (blank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from inference.work.onnx_session import Array, Session
+from inference.work.runner import GoOn
 from market.errors import EngineFailed, ModelFileInvalid
 from market.task import MICRO
 from market.work import Finding
@@ -46,19 +47,18 @@ class Reader:
         if not listed or (isinstance(classes, int) and classes != len(self._characters)):
             raise ModelFileInvalid("the reading model does not list its characters, or not as many as it has.")
 
-    def look(self, image: Any, threshold: float, beat: Callable[[], None]) -> Sequence[Finding]:
+    def look(self, image: Any, threshold: float, go_on: GoOn) -> Sequence[Finding]:
         found = []
-        for box in self._regions(image):
-            beat()
-            text, score = self._line(image.crop(box))
+        for box in self._regions(image, go_on):
+            text, score = self._line(image.crop(box), go_on)
             if text.strip() and score >= threshold:
                 found.append(Finding(label=text[:4096], score_micro=min(MICRO, round(score * MICRO)), box=box))
         return found
 
-    def _regions(self, image: Any) -> list[tuple[int, int, int, int]]:
+    def _regions(self, image: Any, go_on: GoOn) -> list[tuple[int, int, int, int]]:
         width, height = fitted(image.width, image.height)
         pixels = _pixels(image.resize((width, height), 2))
-        made = self._detector.run({next(iter(self._detector.inputs)): pixels}, next(iter(self._detector.outputs)))
+        made = _made(self._detector, pixels, go_on)
         if made.shape != (1, 1, height, width) or not np.isfinite(made).all():
             raise EngineFailed("the model's map of text has another size than the image, or holds no numbers.")
         scale = image.width / width, image.height / height
@@ -70,15 +70,19 @@ class Reader:
             ))  # fmt: skip
         return reading_order([box for box in boxes if box[2] - box[0] >= _LEAST <= box[3] - box[1]])
 
-    def _line(self, line: Any) -> tuple[str, float]:
+    def _line(self, line: Any, go_on: GoOn) -> tuple[str, float]:
         width = min(LINE_WIDTH_LIMIT, max(LINE_HEIGHT, round(line.width * LINE_HEIGHT / line.height)))
         pixels = _pixels(line.resize((width, LINE_HEIGHT), 2))
-        made = self._recogniser.run({next(iter(self._recogniser.inputs)): pixels}, next(iter(self._recogniser.outputs)))
+        made = _made(self._recogniser, pixels, go_on)
         if made.ndim != 3 or made.shape[0] != 1 or made.shape[2] != len(self._characters):
             raise EngineFailed("the reading model's output has another shape than its list of characters.")
         if not np.isfinite(made).all():
             raise EngineFailed("the reading model made scores that are none.")
         return decode_line(made[0], self._characters)
+
+
+def _made(session: Session, pixels: Array, go_on: GoOn) -> Array:
+    return session.run({next(iter(session.inputs)): pixels}, next(iter(session.outputs)), go_on)
 
 
 def fitted(width: int, height: int) -> tuple[int, int]:

@@ -11,12 +11,24 @@ ModelFileInvalid for a model that it cannot run, NodeMisconfigured for a missing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from market.errors import OctoError
+from market.errors import EngineFailed, OctoError
 from market.work import WorkRequest
+
+GoOn = Callable[[], bool]
+"""We are alive; and whether somebody still waits for the call. To be asked now and then, by whoever takes long."""
+
+
+def always() -> bool:
+    """A `GoOn` for what is done while a model is loaded, of which nobody must hear yet."""
+    return True
+
+
+class RanTooLong(EngineFailed):
+    """The model was ended in the middle of a call. Its rows are not tried again one by one: each may take as long."""
 
 
 @dataclass(slots=True, eq=False)

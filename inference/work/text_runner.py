@@ -9,21 +9,17 @@ run alone, unless the engine's owner says `loose`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from inference.models.plain_encoder import Encoded, PlainEncoder
 from inference.work.rows import ROWS_LIMIT, Pending, Row, Rows
-from inference.work.runner import Desk, Task
+from inference.work.runner import Desk, GoOn, RanTooLong, Task, always
 from inference.work.text_heads import Array, Head
 from market.errors import EngineFailed, ModelFileInvalid, OctoError
 
 TASKS_LIMIT: Final = 256
 """Tokenised at once; a newcomer beyond them waits for a place."""
-
-
-GoOn = Callable[[], bool]
-"""We are alive; and whether somebody still waits for the call."""
 
 
 class TextModel(Protocol):
@@ -39,8 +35,8 @@ class TextModel(Protocol):
     def probes(self) -> Sequence[Sequence[int]]: ...
 
     def outputs(self, texts: Sequence[Encoded], go_on: GoOn) -> list[Array]:
-        """What its head wants, for each text. Asks `go_on` now and then if it can, and takes long. Raises
-        EngineFailed, also if it shall not go on."""
+        """What its head wants, for each text. Asks `go_on` now and then if it takes long. Raises EngineFailed, also if
+        it shall not go on; RanTooLong."""
 
 
 class TextRunner:
@@ -94,11 +90,11 @@ class TextRunner:
         try:
             made = self._model.outputs([row.tokens for _, row in batch], go_on)
         except EngineFailed as error:
-            if len(batch) > 1:
+            if len(batch) > 1 and not isinstance(error, RanTooLong):
                 return [ready for one in batch for ready in self._compute([one], rows, desk)]
-            pending, _ = batch[0]
-            desk.refuse(pending.task, error)
-            rows.leave(pending)
+            for pending in dict.fromkeys(pending for pending, _ in batch):
+                desk.refuse(pending.task, error)
+                rows.leave(pending)
             return []
         touched: dict[int, Pending] = {}
         for (pending, row), output in zip(batch, made, strict=True):
@@ -140,10 +136,10 @@ class TextRunner:
             )
             for row, length in enumerate(lengths)
         ]
-        together = [self._probed(row) for row in self._model.outputs(texts, _always)]
+        together = [self._probed(row) for row in self._model.outputs(texts, always)]
         if not any(together):
             raise EngineFailed("what it makes is no numbers.")
-        return together == [self._probed(self._model.outputs([text], _always)[0]) for text in texts]
+        return together == [self._probed(self._model.outputs([text], always)[0]) for text in texts]
 
     def _probed(self, row: Array) -> bytes:
         """Empty where the model makes no numbers, as a few have tokens that they never learnt."""
@@ -151,7 +147,3 @@ class TextRunner:
             return self._head.piece(None, 0, row)
         except EngineFailed:
             return b""
-
-
-def _always() -> bool:
-    return True

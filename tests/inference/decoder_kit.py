@@ -13,7 +13,7 @@ import numpy as np
 
 from inference.models.gguf_tokenizer import read_gguf_tokenizer
 from tests.inference.models.model_kit import proto
-from tests.inference.onnx_kit import FLOAT, INT64, model, node, port
+from tests.inference.onnx_kit import FLOAT, INT64, model, node, port, work_for
 
 FLOAT16, INT32 = 10, 6
 _LOWEST = np.float32(np.finfo(np.float32).min)
@@ -58,6 +58,8 @@ class Export:
     without: tuple[str, ...] = ()
     """Names of inputs and outputs that are left out of the lists."""
     metadata: Mapping[str, str] | None = None
+    rounds: int = 0
+    """`onnx_kit.work_for` each token."""
 
 
 class _Graph:
@@ -229,7 +231,10 @@ def decoder(shape: Shape, weights: Mapping[str, np.ndarray], export: Export = Ex
         x = g.op("Add", x, linear(mixed, f"{layer}.attn_output"))
         x = fed(x, layer)
     head = g.weight("head", np.ascontiguousarray(weights.get("output", weights["embed"]).T))
-    g.op("MatMul", normed(x, "norm"), head, name="logits")
+    made = g.op("MatMul", normed(x, "norm"), head, name="made" if export.rounds else "logits")
+    if export.rounds:
+        g.parts += work_for("input_ids", rounds=export.rounds)
+        g.op("Add", made, "nothing", name="logits")
 
     cache = ["b", shape.kv_heads, "p", export.said_width or shape.width]
     names = [f"{layer}.{part}" for layer in range(shape.layers) for part in ("key", "value")]

@@ -11,7 +11,8 @@ import numpy as np
 
 from tests.inference.models.model_kit import proto
 
-FLOAT, INT64 = 1, 7
+FLOAT, INT64, BOOL = 1, 7, 9
+ENDLESS = "w299"
 WIDTH = 8
 WORDS = (
     "[PAD]",
@@ -76,13 +77,16 @@ def tensor(name: str, values: np.ndarray) -> bytes:
     return proto(5, body + proto(9, values.tobytes()))
 
 
-def node(kind: str, inputs: list[str], output: str, **attributes: int | float | list[int]) -> bytes:
+def node(kind: str, inputs: list[str], output: str, **attributes: int | float | list[int] | bytes) -> bytes:
+    """An attribute in bytes is a graph."""
     body = b"".join(proto(1, name) for name in inputs) + proto(2, output) + proto(4, kind)
     for name, value in attributes.items():
         if isinstance(value, float):
             said = b"\x15" + struct.pack("<f", value) + proto(20, 1)
         elif isinstance(value, int):
             said = proto(3, value) + proto(20, 2)
+        elif isinstance(value, bytes):
+            said = proto(6, value) + proto(20, 5)
         else:
             said = b"".join(proto(8, one) for one in value) + proto(20, 7)
         body += proto(5, proto(1, name) + said)
@@ -119,6 +123,49 @@ def embedder() -> bytes:
     return model(
         tensor("table", table()),
         node("Gather", ["table", "input_ids"], "last_hidden_state"),
+        *_text_ports("last_hidden_state", ["b", "t", WIDTH]),
+    )
+
+
+def work_for(ids: str, *, rounds: int) -> list[bytes]:
+    """The scalar `nothing`, which is 0, after `rounds` products of matrices for each token; after any number of them
+    if the word ENDLESS is among the tokens."""
+    body = (
+        proto(2, "round"),
+        node("Identity", ["go_on"], "goes_on"),
+        node("MatMul", ["m", "one"], "m_next"),
+        port(11, "at", INT64, []),
+        port(11, "go_on", BOOL, []),
+        port(11, "m", FLOAT, ["i", "j"]),
+        port(12, "goes_on", BOOL, []),
+        port(12, "m_next", FLOAT, ["i", "j"]),
+    )
+    return [
+        tensor("one", np.eye(256, dtype=np.float32)),
+        tensor("rounds", np.array(rounds, np.int64)),
+        tensor("for_ever", np.array(1 << 60, np.int64)),
+        tensor("endless", np.array(WORDS.index(ENDLESS), np.int64)),
+        tensor("none", np.array(0, np.float32)),
+        node("Size", [ids], "tokens"),
+        node("Mul", ["tokens", "rounds"], "enough"),
+        node("Equal", [ids, "endless"], "hits"),
+        node("Cast", ["hits"], "hits_f", to=FLOAT),
+        node("ReduceMax", ["hits_f"], "hit_f", keepdims=0),
+        node("Cast", ["hit_f"], "hit", to=BOOL),
+        node("Where", ["hit", "for_ever", "enough"], "trips"),
+        node("Loop", ["trips", "", "one"], "m_last", body=b"".join(body)),
+        node("ReduceMean", ["m_last"], "m_mean", keepdims=0),
+        node("Mul", ["m_mean", "none"], "nothing"),
+    ]
+
+
+def slow_embedder(rounds: int) -> bytes:
+    """`embedder`, with `work_for` each token."""
+    return model(
+        tensor("table", table()),
+        *work_for("input_ids", rounds=rounds),
+        node("Gather", ["table", "input_ids"], "h"),
+        node("Add", ["h", "nothing"], "last_hidden_state"),
         *_text_ports("last_hidden_state", ["b", "t", WIDTH]),
     )
 
