@@ -140,7 +140,7 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
     if needs.privacy is not Privacy.PUBLIC and offer.peer not in needs.own and offer.peer in needs.unvetted:
         return needs.unvetted[offer.peer]
     if needs.work not in model.works:
-        return f"does not {needs.work} with this model"
+        return f"does not {'draw' if needs.work is Work.IMAGE else needs.work} with this model"
     if needs.mode not in model.modes:
         return f"does not serve {needs.mode} mode"
     if lacking := sorted(needs.features.difference(model.features)):

@@ -24,6 +24,15 @@ from node.serving import Reader, open_reader
 
 log = structlog.get_logger()
 
+_LACKING = {
+    Work.CHAT: "writes no text",
+    Work.EMBED: "makes no embeddings",
+    Work.RERANK: "ranks no documents",
+    Work.TRANSCRIBE: "transcribes no speech",
+    Work.SPEAK: "does not speak",
+    Work.IMAGE: "makes no images",
+    Work.LOOK: "does not look at images",
+}
 DEFAULT_NAME = "default"
 
 
@@ -74,22 +83,29 @@ class MeshCatalog:
         names = ", ".join(dict.fromkeys(model.name for model in models)) or "nothing yet"
         raise ModelUnknown(
             f"the model {name[:128]!r} is not on offer; on offer: {names}.",
-            next_step="`octo-node models` lists what can be asked for.",
+            next_step="`octo-node models list` lists what can be asked for.",
         )
 
     async def tokenizer(self, model: str) -> Tokenizer:
         """Fetched and verified once; everybody who asks meanwhile waits for the same pull. Raises ModelUnknown."""
         tokenizer = (await self._reader(model)).tokenizer
         if tokenizer is None:
-            raise ModelUnknown(f"{model} writes no text.", next_step="`octo-node models show` says what it does.")
+            raise self._not_for(model, Work.CHAT)
         return tokenizer
 
     async def meter(self, model: str, work: Work) -> Meter:
         """How work with a model is counted. Raises ModelUnknown."""
         meter = (await self._reader(model)).meter
-        if meter is None:
-            raise ModelUnknown(f"{model} does not {work}.", next_step="`octo-node models show` says what it does.")
+        offered = next((other for other in self.on_offer() if other.model == model), None)
+        if meter is None or (offered is not None and work not in offered.works):
+            raise self._not_for(model, work)
         return meter
+
+    def _not_for(self, model: str, work: Work) -> ModelUnknown:
+        others = [other.name for other in self.on_offer() if work in other.works]
+        name = next((other.name for other in self.on_offer() if other.model == model), model)
+        does = f"On offer for that: {', '.join(dict.fromkeys(others))}." if others else "Nothing on offer does."
+        return ModelUnknown(f"the model {name!r} {_LACKING[work]}.", next_step=does)
 
     def put(self, model: str, reader: Reader) -> None:
         """What counts the answers of a model that this node serves itself."""

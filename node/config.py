@@ -33,6 +33,8 @@ CONFIG_LIMIT_BYTES = 1 << 20
 _CONFIG = PREFIX + "CONFIG"
 _FILE_NAMES = ("config.toml", "config.yaml", "config.yml", "config.json")
 _COMMAND_LINE, _ENVIRONMENT = "command line", "environment"
+_ALIKE = 0.75
+"""Of difflib: `engine.threds` means `engine.threads`, `engine.nonsense` means nothing."""
 _OTHERS = {"HF_ENDPOINT": "models.hub", "HF_TOKEN": "models.hub_token"}
 """Variables that are not ours, which users of Hugging Face have set already; anything of ours outranks them."""
 
@@ -182,13 +184,15 @@ def _misconfigured(error: ValidationError, sources: Mapping[str, str]) -> NodeMi
     source = next((sources[".".join(path[:n])] for n in range(len(path), 0, -1) if ".".join(path[:n]) in sources), "")
     where = _origin(key, source)
     if first["type"] == "extra_forbidden":
-        meant = difflib.get_close_matches(key, [known for known, _ in _shown(Settings(), "")], n=1)
+        meant = difflib.get_close_matches(key, [known for known, _ in _shown(Settings(), "")], n=1, cutoff=_ALIKE)
         return NodeMisconfigured(
             f"{key} (from {where}) is no setting.",
             next_step=f"Did you mean {meant[0]}?" if meant else "`octo-node config check` lists them all.",
         )
-    reason = first["msg"].removeprefix("Value error, ")
-    return NodeMisconfigured(f"{key} (from {where}): {reason}.", next_step=f"Correct it there: {where}.")
+    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+    reason = reason.replace("Input should", "it should", 1)
+    there = "on the command line" if source == _COMMAND_LINE else f"in {where}"
+    return NodeMisconfigured(f"{key} (from {where}): {reason}.", next_step=f"Correct it {there}.")
 
 
 def _check_together(settings: Settings, file: Path | None) -> None:

@@ -27,7 +27,7 @@ from p2p.network import OctoNetwork
 if TYPE_CHECKING:
     from node.chain import ChainSide
 
-_LEDGER_NOTE = "local ledger: no chain here, so stakes are not checked; a checked binding stands in"
+_LEDGER_NOTE = "local ledger, no chain: balances are play money, and stakes are not checked"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,6 +138,7 @@ class RunningNode:
                     "memory_bytes": offered.memory_bytes,
                     "engine": offered.engine,
                     "warm": offered.warm,
+                    "works": [str(work) for work in offered.works],
                 }
                 for offered in self.providing.offers()
             ],

@@ -59,6 +59,13 @@ def _whole_path(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def whole_reference(reference: str) -> str:
+    """A path of this machine by the same rule; anything else that names a model stays as it is."""
+    if reference.startswith(("./", "../", "~/")) or reference in (".", "..", "~"):
+        return str(_whole_path(Path(reference)))
+    return reference
+
+
 def size_from_text(raw: object) -> object:
     """`200 GB`, `1.5TB`, `512 MiB`, or bytes."""
     if not isinstance(raw, str):
@@ -265,8 +272,8 @@ class Settings(BaseSettings):
     network: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")] = "octo"
     join: Multiaddrs = ()
     provide: bool = True
-    model: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = "default"
-    serve: Words = ()
+    model: Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(whole_reference)] = "default"
+    serve: Annotated[Words, AfterValidator(lambda names: tuple(map(whole_reference, names)))] = ()
     wallet_password: SecretStr | None = None
     wallet_password_file: Annotated[Path, AfterValidator(_whole_path)] | None = None
     api: Api = Api()

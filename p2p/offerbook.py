@@ -61,8 +61,8 @@ class OfferBook:
             if entry is not None and entry.signed == signed:
                 return Verdict.KNOWN
             floor = self._floors.get(peer, -1)
-            if offer.seq == floor and entry is None:
-                return Verdict.OLD  # dropped with its peer, and still going round
+            if offer.seq < floor or (offer.seq == floor and entry is None):
+                return Verdict.OLD  # renewed since, or dropped with its peer, and still going round: gossip remembers
             checked = check_offer(signed, network=self._network, now_ms=now_ms)
             if offer.seq <= floor:
                 raise EncodingInvalid(f"the offer's seq {offer.seq} is not above {floor}, the last one seen.")

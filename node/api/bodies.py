@@ -59,6 +59,7 @@ def _named(error: ValidationError) -> RequestInvalid:
     path = [*first["loc"], *([first["ctx"]["param"]] if "param" in first.get("ctx", {}) else [])]
     param = _path_text(path)
     message = first["msg"][:1].lower() + first["msg"][1:_MESSAGE_LIMIT]
+    message = message.replace("tuple should", "list should", 1).removesuffix(" after validation, not 0")
     return RequestInvalid(f"{param}: {message}.", param=param)
 
 

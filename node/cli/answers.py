@@ -33,7 +33,7 @@ def show_answers(data_dir: Path | None, as_json: bool) -> None:
         return
     kept, bought = said["keeps"], said["bought"]
     rows: list[tuple[str, object]] = [
-        ("bought", f"{bought['told_again']} of {bought['asked']} that might have been, told again"),
+        ("bought", f"{bought['told_again']} of {bought['asked']} came from a cache"),
     ]
     if kept is None:
         rows.append(("keeps", "nothing: engine.response_cache is 0"))
@@ -60,7 +60,7 @@ def _vectors(kept: dict[str, Any] | None) -> list[tuple[str, object]]:
     return rows
 
 
-@answers.command("forget")
+@answers.command("forget", short_help="Throw away what is kept, here and by others.")
 @click.option("--vectors", "vectors_only", is_flag=True, help="Only the vectors that this node bought and keeps.")
 @data_dir_option
 @json_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.options import config_option, data_dir_option, json_option, open_node_to_ask
+from node.cli.options import config_option, data_dir_option, json_option, open_node_to_ask, reference_here
 from node.cli.transfer import follow
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def quantisation(
     settings = load_settings(config=config, overrides={"data_dir": data_dir})
     wanted = model or (settings.model if settings.model != "none" else "default")
     with open_node_to_ask(data_dir) as node:
-        events = node.stream("/api/v1/models/pull", {"reference": wanted}, timeout_s=_LONG_S)
+        events = node.stream("/api/v1/models/pull", {"reference": reference_here(wanted)}, timeout_s=_LONG_S)
         cid = follow(events, doing="Pulling", as_json=as_json)["model"]
     log = open_logs(level=settings.log.level, format=settings.log.format, file=settings.data_dir / "node.log")
     with log:

@@ -10,6 +10,7 @@ import click
 from node.cli.exits import NodeAnswered
 
 Event = Mapping[str, Any]
+_VECTORS_SHOWN, _NUMBERS_SHOWN = 10, 4
 
 
 def follow(events: Iterable[Event], *, detach: bool = False, as_json: bool) -> dict[str, Any]:
@@ -88,3 +89,13 @@ def _standing(task: Event, event: Event) -> str:
     if task.get("position") is not None:
         return f"queued, {task['position']} before it"
     return f"{event.get('progress', 0)} %"
+
+
+def tell_vectors(result: Mapping[str, Any]) -> None:
+    """How embeddings begin: all of one fills a screen, and nobody reads it there."""
+    vectors = [one["embedding"] for one in result["data"]]
+    for vector in vectors[:_VECTORS_SHOWN]:
+        first = ", ".join(f"{number:.4f}" for number in vector[:_NUMBERS_SHOWN])
+        click.echo(f"[{first}, …]  {len(vector)} numbers")
+    if len(vectors) > _VECTORS_SHOWN:
+        click.echo(f"and {len(vectors) - _VECTORS_SHOWN} more vectors")

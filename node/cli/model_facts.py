@@ -14,7 +14,7 @@ def print_model(model: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("name", f"{model['name']} {model['version']}"),
         ("manifest", model["model"]),
-        ("kind", f"{model['modality']}, {model['format']} {model['quantisation']}, {size(model['size_bytes'])}"),
+        ("kind", f"{model['modality']}, {kind_of(model)}, {size(model['size_bytes'])}"),
         ("context", f"{model['context']} tokens"),
         ("licence", model["licence"]),
         ("creator", f"{model['creator']} ({model['creator_is']})"),
@@ -36,6 +36,11 @@ def print_model(model: Mapping[str, Any]) -> None:
     if model["fits"]:
         out.print()
         _print_fits(model["fits"])
+
+
+def kind_of(model: Mapping[str, Any]) -> str:
+    """`gguf Q4_0`; of what knows no quantisation, like a voice, the format alone."""
+    return f"{model['format']} {model['quantisation']}".removesuffix(" unknown")
 
 
 def _print_fits(fits: Sequence[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ import click
 
 from node.cli.model_choices import catalog, pin, trust
 from node.cli.models_quantize import quantize
-from node.cli.options import data_dir_option, json_option, open_node_to_ask
+from node.cli.options import data_dir_option, json_option, open_node_to_ask, reference_here
 from node.cli.transfer import follow
 
 _LONG_S = 60.0
@@ -68,31 +68,40 @@ def list_models(here: bool, data_dir: Path | None, as_json: bool) -> None:
 
 
 def _print_stored(stored: Sequence[Mapping[str, Any]]) -> None:
-    from node.cli.show import screen, size, table
+    from node.cli.model_facts import kind_of
+    from node.cli.show import elided, screen, size, table
 
+    out = screen()
     if not stored:
-        screen().print("No model lies here. `octo-node models pull default` brings the default one.")
+        out.print("No model lies here. `octo-node models pull default` brings the default one.")
         return
     rows = [
-        (m["name"], m["version"], f"{m['format']} {m['quantisation']}", size(m["size_bytes"]), _state(m), m["model"])
-        for m in stored
+        (m["name"], m["version"], kind_of(m), size(m["size_bytes"]), _state(m), elided(m["model"], out)) for m in stored
     ]
     columns = ("HERE", "VERSION", "FORMAT", "SIZE", "STATE", "MANIFEST")
-    screen().print(table(*columns, rows=rows, right=("SIZE",)))
+    out.print(table(*columns, rows=rows, right=("SIZE",)))
 
 
 def _print_offered(offered: Sequence[Mapping[str, Any]]) -> None:
-    from node.cli.show import bare, screen, table
+    from node.cli.show import bare, elided, screen, table
 
+    out = screen()
     if not offered:
-        screen().print("No model is on offer. `octo-node peers` shows whom this node is connected to.")
+        out.print("No model is on offer. `octo-node peers` shows whom this node is connected to.")
         return
     rows = [
-        (m["name"], m["context"], bare(m["price_in"]), bare(m["price_out"]), len(m["providers"]), m["model"])
+        (
+            m["name"],
+            m["context"],
+            bare(m["price_in"]),
+            bare(m["price_out"]),
+            len(m["providers"]),
+            elided(m["model"], out),
+        )
         for m in offered
     ]
     columns = ("ON OFFER", "CONTEXT", "IN", "OUT", "PROVIDERS", "MANIFEST")
-    screen().print(table(*columns, rows=rows, right=("CONTEXT", "IN", "OUT", "PROVIDERS")))
+    out.print(table(*columns, rows=rows, right=("CONTEXT", "IN", "OUT", "PROVIDERS")))
 
 
 @models.command("show", short_help="One model: files, creator, where it runs.")
@@ -135,7 +144,7 @@ def pull(
 
     Every block is checked against its CID. A pull that was interrupted goes on where it was.
     """
-    body = {"reference": reference, "sources": list(sources), "trust": trusted, **_draft(drafted)}
+    body = {"reference": reference_here(reference), "sources": list(sources), "trust": trusted, **_draft(drafted)}
     with open_node_to_ask(data_dir, join=join) as node:
         done = follow(node.stream("/api/v1/models/pull", body, timeout_s=_LONG_S), doing="Pulling", as_json=as_json)
     _told(done, "is here", as_json=as_json)
@@ -225,7 +234,8 @@ def search(
     as_json: bool,
 ) -> None:
     """Find models: here, on offer, and in the catalogs that this node follows."""
-    from node.cli.show import print_json, screen, size, table
+    from node.cli.model_facts import kind_of
+    from node.cli.show import elided, print_json, screen, size, table
     from node.settings import size_from_text
 
     try:
@@ -239,16 +249,17 @@ def search(
     if as_json:
         print_json({"models": found})
         return
+    out = screen()
     if not found:
-        screen().print("Nothing found. `octo-node models catalog follow` brings more to search in.")
+        out.print("Nothing found. `octo-node models catalog follow` brings more to search in.")
         return
     rows = [
-        (m["name"], m["version"], f"{m['format']} {m['quantisation']}", size(m["size_bytes"]), ", ".join(m["where"]),
-         _creator(m), m["model"])
+        (m["name"], m["version"], kind_of(m), size(m["size_bytes"]), ", ".join(m["where"]), _creator(m),
+         elided(m["model"], out))
         for m in found
     ]  # fmt: skip
     columns = ("NAME", "VERSION", "FORMAT", "SIZE", "WHERE", "CREATOR", "MANIFEST")
-    screen().print(table(*columns, rows=rows, right=("SIZE",)))
+    out.print(table(*columns, rows=rows, right=("SIZE",)))
 
 
 @models.command("gc", short_help="Remove what nothing refers to.")

@@ -54,6 +54,15 @@ def settings_of(data_dir: Path | None) -> Settings:
     return load_settings(overrides={"data_dir": data_dir})
 
 
+def reference_here(reference: str) -> str:
+    """A model's reference, for a node that may stand in another folder: a path that is there becomes a whole one."""
+    from node.settings import whole_reference
+
+    if "/" in reference and ":" not in reference and Path(reference).exists():
+        return str(Path(reference).absolute())
+    return whole_reference(reference)
+
+
 def open_node_to_ask(data_dir: Path | None, *, join: Sequence[str] = ()) -> AbstractContextManager[Remote]:
     """The running node, or one for the length of a command; see `node.cli.own_node`, which is loaded only now."""
     from node.cli import own_node

@@ -13,7 +13,7 @@ import click
 
 from market.errors import OctoError
 from node.cli.exits import NodeAnswered
-from node.cli.following import follow
+from node.cli.following import follow, tell_vectors
 from node.cli.options import data_dir_option, json_option, settings_of
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _write(node: Remote, task: Mapping[str, Any], out: Path) -> None:
 def _tell(task: Mapping[str, Any], out: Path | None, *, as_json: bool) -> None:
     from rich.text import Text
 
-    from node.cli.show import octo, print_json, screen
+    from node.cli.show import octo, print_json, screen, size
 
     if as_json:
         print_json(task)
@@ -135,15 +135,22 @@ def _tell(task: Mapping[str, Any], out: Path | None, *, as_json: bool) -> None:
         )
     if as_json:
         return
-    if task["work"] in ("embed", "rerank") and out is None:
-        print_json(task["result"])
-    elif task["work"] == "chat":
-        click.echo()
     err = screen(stderr=True)
-    if task["work"] in ("speak", "image") and out is None:
-        err.print(f"The result is {task['content']['bytes']} bytes: `octo-node tasks save {task['id']} FILE`.")
+    if task["work"] == "chat":
+        click.echo()
+    elif task["work"] == "rerank" and task["result"]:
+        for ranked in task["result"]["results"]:
+            click.echo(f"{ranked['relevance_score']:8.3f}  document {ranked['index']}")
+    elif task["work"] == "embed" and task["result"] and out is None:
+        tell_vectors(task["result"])
+    if out is not None:
+        err.print(f"Written to {out}.", soft_wrap=True)
+    elif task["work"] in ("embed", "speak", "image"):
+        told = f"The result is {size(task['content']['bytes'])}: `octo-node tasks save {task['id']} FILE`."
+        err.print(told, soft_wrap=True)
+    unit = "tokens" if task["work"] == "chat" else "units"
     units = task["usage"]
-    told = f"{task['id']} · {units['units_in']} units in, {units['units_out']} out · {octo(task['amount'])}"
+    told = f"{task['id']} · {units['units_in']} {unit} in, {units['units_out']} out · {octo(task['amount'])}"
     err.print(Text(told, style="dim"))
     for receipt in task["receipts"]:
         err.print(Text(f"receipt {receipt}", style="dim"))

@@ -72,6 +72,16 @@ def printable(fact: object) -> str:
     return "".join("\ufffd" if _STEERS.match(c) else c for c in str(fact))
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 peer`, `2 peers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def elided(cid: str, out: Console) -> str:
+    """A CID that leaves room for others in a table on a terminal; whole in a pipe, and wherever it stands alone."""
+    return cid if out.width >= _PIPE_WIDTH or len(cid) <= 20 else f"{cid[:9]}…{cid[-6:]}"
+
+
 def octo(amount: int | str) -> str:
     """An amount of 10^-18 OCTO; the API writes it as text, JSON's numbers end at 2^53."""
     return format_octo(int(amount))

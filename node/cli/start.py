@@ -19,7 +19,7 @@ import click
 
 from market.errors import NodeMisconfigured, OctoError
 from node.cli.exits import FAILED, INTERRUPTED, OK
-from node.cli.options import config_option, data_dir_option, json_option
+from node.cli.options import config_option, data_dir_option, json_option, reference_here
 from node.cli.signals import Signals
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def start(
     from node.config import load_settings
 
     buys_only = [name.lower() for name in model] == ["none"]
+    model = tuple(map(reference_here, model))
     settings = load_settings(
         config=config,
         overrides={

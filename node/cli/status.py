@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ def status(data_dir: Path | None, as_json: bool) -> None:
 
     from node.cli.on_chain import LOOK_S, money_rows
     from node.cli.remote import find_node
-    from node.cli.show import facts, print_json, screen, size, span
+    from node.cli.served import abilities, price
+    from node.cli.show import counted, facts, print_json, screen, size, span
 
     folder = settings_of(data_dir).data_dir
     node = find_node(folder, timeout_s=LOOK_S)
@@ -36,13 +36,13 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     rows: list[tuple[str, object]] = [
         ("peer", said["peer"]),
         ("up", f"{span(said['uptime_s'])}{'' if said['ready'] else ', still starting'}"),
-        ("network", f"{said['network']}: {said['peers']} peers, {said['offers']} offers"),
+        ("network", f"{said['network']}: {counted(said['peers'], 'peer')}, {counted(said['offers'], 'offer')}"),
     ]
     for model in said["models"]:
-        rows.append(("serves", f"{model['name']} at {model['price_in']} in, {model['price_out']} out, per million"))
+        rows.append(("serves", f"{model['name']} at {price(model)}"))
         rows.append(("", model["model"]))
-        cold = "" if model["warm"] else "; not in memory now"
-        rows.append(("", f"{model['context']} tokens of context, {_speed(model)}, {model['engine']}{cold}"))
+        rows.append(("", f"{abilities(model)}{'' if model['warm'] else '; not in memory now'}"))
+        rows.append(("", model["engine"]))
     if not said["models"]:
         rows.append(("serves", "nothing: this node only buys"))
     if said["engine"]:
@@ -63,21 +63,17 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     screen().print(facts(rows))
 
 
-def _speed(model: Mapping[str, Any]) -> str:
-    first = f", the first after {model['first_token_ms']} ms" if model["first_token_ms"] else ""
-    return f"{model['tokens_per_s']} tokens/s{first}"
-
-
 def _memory(cache: dict[str, int]) -> str:
     """Empty for a node that loads no models."""
     if "model_loads" not in cache:
         return ""
-    from node.cli.show import size
+    from node.cli.show import counted, size
 
     loaded = f"{cache['models_loaded']} of {cache['models_offered']} models loaded, {size(cache['models_bytes'])}"
     asked = cache["model_hits"] + cache["model_misses"]
-    moved = f"{cache['model_loads']} loads, {cache['model_evictions']} unloaded for others"
-    return f"{loaded}; {cache['model_hits']} of {asked} tasks found theirs; {moved}"
+    found = f"; {cache['model_hits']} of {counted(asked, 'task')} found theirs loaded" if asked else ""
+    evicted = f"; {cache['model_evictions']} unloaded for others" if cache["model_evictions"] else ""
+    return loaded + found + evicted
 
 
 def _stake(node: Remote) -> dict[str, Any] | None:

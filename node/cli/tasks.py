@@ -60,7 +60,8 @@ def list_tasks(*, status: str | None, limit: int, data_dir: Path | None, as_json
 @json_option
 def show_task(*, id: str, data_dir: Path | None, as_json: bool) -> None:
     """One task, its result included."""
-    from node.cli.show import facts, octo, print_json, screen
+    from node.cli.following import tell_vectors
+    from node.cli.show import facts, octo, print_json, screen, size
 
     task = _node(data_dir).get(f"{_PATH}/{_named(id)}")
     if as_json:
@@ -71,8 +72,14 @@ def show_task(*, id: str, data_dir: Path | None, as_json: bool) -> None:
     rows += [("paid", octo(task["amount"]))] + [("receipt", receipt) for receipt in task["receipts"]]
     if task["error"]:
         rows.append(("error", task["error"]["message"]))
+    if task["content"]:
+        rows.append(
+            ("content", f"{size(task['content']['bytes'])} of {task['content']['type']}; `tasks save` writes it")
+        )
     screen().print(facts(rows))
-    if task["result"] is not None:
+    if task["result"] is not None and task["work"] == "embed":
+        tell_vectors(task["result"])
+    elif task["result"] is not None:
         print_json(task["result"])
 
 

@@ -16,6 +16,7 @@ import click
 from rich.text import Text
 
 from node.cli.on_chain import money_rows
+from node.cli.served import abilities, price
 from node.cli.show import facts, print_json, printable, screen, size
 from node.logs import open_logs
 
@@ -131,9 +132,11 @@ class Welcome:
         keys = self._settings.data_dir / "keys"
         rows: list[tuple[str, object]] = []
         for model in status["models"]:
-            rows.append(("model", f"{model['name']}, {model['context']} tokens of context"))
+            rows.append(("model", model["name"]))
             rows.append(("", model["model"]))
-            rows.append(("prices", f"{model['price_in']} in, {model['price_out']} out, per million tokens"))
+            rows.append(("", f"{abilities(model)}{'' if model['warm'] else '; loaded when it is asked for'}"))
+            rows.append(("", model["engine"]))
+            rows.append(("prices", price(model)))
         if not status["models"]:
             rows.append(("model", "none: this node only buys"))
         gpus = ", ".join(status["gpus"]) or "no GPU"
@@ -171,8 +174,19 @@ def best_address(addresses: Sequence[str]) -> str | None:
     return min(addresses, key=reach, default=None)
 
 
+_STEPS = {
+    "wallet_made": "Keys and a wallet are made",
+    "api_open": "Preparing the model",
+    "default_model_published": "Loading the model",
+    "model_pulled": "Loading the model",
+    "models_shared": "Loading the model",
+    "worker ready": "Measuring the model",
+    "model_loaded": "A model is loaded",
+}
+
+
 class _Follower(logging.Handler):
-    """Turns the log's events into a word on what is going on."""
+    """Turns those of the log's events that are steps of a start into words."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
@@ -180,5 +194,5 @@ class _Follower(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = record.msg.get("event") if isinstance(record.msg, dict) else None
-        if isinstance(event, str):
-            self._tell(event.replace("_", " ").capitalize())
+        if isinstance(event, str) and (told := _STEPS.get(event)):
+            self._tell(told)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from market.errors import NoProvider
@@ -79,6 +80,17 @@ async def test_pictures_and_sound_go_into_files(run: Run, node: ScriptedNode, tm
     id = result.stderr.split("tasks save ")[1].split()[0]
     await run("tasks", "save", id, str(tmp_path / "hi.wav"))
     assert (tmp_path / "hi.wav").read_bytes()[:4] == b"RIFF"
+
+
+async def test_vectors_are_told_by_how_they_begin(run: Run, node: ScriptedNode) -> None:
+    node.buyer.steps = tuple(np.full(9, 0.25 * n, "<f4").tobytes() for n in range(12))
+    texts = json.dumps({"texts": [f"text {n}" for n in range(12)]})
+    result = await run("run", "--work", "embed", "--input", texts)
+    lines = result.stdout.splitlines()
+    assert lines[1] == "[0.2500, 0.2500, 0.2500, 0.2500, …]  9 numbers"
+    assert lines[10:] == ["and 2 more vectors"]
+    assert "tasks save" in result.stderr
+    assert "12 units out" not in result.stdout
 
 
 async def test_a_detached_task_is_shown_followed_cancelled_and_removed(run: Run, node: ScriptedNode) -> None:

@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 
 from node.cli.devnet import _prices
-from node.cli.show import bare, printable, screen, size, span, table
+from node.cli.offers import _print_narrow
+from node.cli.served import abilities, price
+from node.cli.show import bare, counted, elided, printable, screen, size, span, table
 from node.cli.streaming import Wrapped
 from node.cli.welcome import best_address
 
@@ -71,3 +73,34 @@ def test_amounts_beyond_what_a_float_holds_are_exact() -> None:
 def test_providers_of_a_devnet_ask_different_prices() -> None:
     assert _prices(None, 3) == (("0.10", "0.30"), ("0.12", "0.36"), ("0.14", "0.42"))
     assert _prices("0.1:0.3, 0.08:0.24", 2) == (("0.1", "0.3"), ("0.08", "0.24"))
+
+
+CHAT = {"name": "Otter", "works": ["chat"], "context": 2048, "tokens_per_s": 214, "first_token_ms": 95,
+        "memory_bytes": 982_000_000, "price_in": "1 OCTO", "price_out": "3 OCTO"}  # fmt: skip
+VOICE = {"name": "flite", "works": ["speak"], "context": 8192, "tokens_per_s": 0, "first_token_ms": 0,
+         "memory_bytes": 0, "price_in": "1 OCTO", "price_out": "3 OCTO"}  # fmt: skip
+
+
+def test_a_model_is_told_by_what_it_does() -> None:
+    assert abilities(CHAT) == "2048 tokens of context, 214 tokens/s, the first after 95 ms"
+    assert abilities(VOICE) == "speak"
+    assert abilities({**VOICE, "works": ["embed"], "context": 512}) == "embed, 512 tokens of context"
+    assert price(CHAT) == "1 OCTO in, 3 OCTO out, per million tokens"
+    assert price(VOICE).endswith("per million units")
+
+
+def test_an_offer_on_a_narrow_screen_keeps_names_whole() -> None:
+    out = Console(file=io.StringIO(), width=60, color_system=None)
+    offer = {"peer": "12D3KooWabcdefgh", "tier": "consumer", "slots": 1, "expires_ms": 0}
+    _print_narrow(out, {**offer, "models": [{**CHAT, "price_in": 10**18, "price_out": 3 * 10**18}]})
+    lines = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[:2] == ["abcdefgh  consumer, 1 slot, for 0 s", "  Otter"]
+    assert all(len(line) <= 60 for line in lines)
+    assert "982.0 MB of memory" in " ".join(line.strip() for line in lines)
+
+
+def test_one_is_singular_and_a_cid_is_whole_where_there_is_room() -> None:
+    cid = "bafyrei" + "a" * 52
+    assert [counted(n, "peer") for n in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
+    assert elided(cid, Console(width=80)) == "bafyreiaa…aaaaaa"
+    assert elided(cid, Console(width=200)) == cid

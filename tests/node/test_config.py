@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from market.errors import NodeMisconfigured
 from market.money import OCTO
 from market.task import Privacy
+from node.cli.options import reference_here
 from node.config import Settings, explain, load_settings, wallet_password
 from node.settings import Api, Mesh
 
@@ -307,3 +308,32 @@ def test_the_content_host_may_be_named():
 def test_a_home_is_found_from_any_folder(monkeypatch):
     monkeypatch.setenv("OCTO_DATA_DIR", "~/mine")
     assert load_settings().data_dir == Path("~/mine").expanduser()
+
+
+def test_a_name_that_is_like_no_setting_gets_no_wild_guess(monkeypatch):
+    monkeypatch.setenv("OCTO_ENGINE__NONSENSE", "1")
+    with pytest.raises(NodeMisconfigured, match="is no setting") as caught:
+        load_settings()
+    assert caught.value.next_step == "`octo-node config check` lists them all."
+
+
+def test_what_is_wrong_on_the_command_line_is_put_right_there():
+    with pytest.raises(NodeMisconfigured, match="it should be less than or equal to 65535") as caught:
+        load_settings(overrides={"api.port": 99999})
+    assert caught.value.next_step == "Correct it on the command line."
+
+
+def test_a_model_named_by_a_path_is_the_same_wherever_the_node_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(overrides={"model": "./m.gguf", "serve": ("../n", "default", "hf:a/b", "./x")})
+    assert settings.model == str(tmp_path / "m.gguf")
+    assert settings.serve == (str(tmp_path / ".." / "n"), "default", "hf:a/b", str(tmp_path / "x"))
+
+
+def test_a_path_that_is_there_needs_no_dot_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "m").mkdir()
+    (tmp_path / "default").mkdir()
+    assert reference_here(".cache/m") == str(tmp_path / ".cache" / "m")
+    assert [reference_here(name) for name in ("default", "own/other", "hf:a/b")] == ["default", "own/other", "hf:a/b"]

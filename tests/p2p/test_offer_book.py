@@ -34,14 +34,22 @@ def test_the_same_offer_again_is_known_and_passed_on(book: OfferBook, make_key: 
     assert book.refused() == ()
 
 
-@pytest.mark.parametrize("seq", [4, 5])
-def test_an_offer_whose_seq_is_not_above_the_last_is_refused(
-    book: OfferBook, make_key: MakeKey, make_offer: MakeOffer, seq: int
-) -> None:
+def test_another_offer_under_the_same_seq_is_refused(book: OfferBook, make_key: MakeKey, make_offer: MakeOffer) -> None:
     anna = make_key("anna")
     book.take(make_offer(anna, seq=5, now_ms=NOW), via="x", now_ms=NOW)
-    assert book.take(make_offer(anna, seq=seq, now_ms=NOW + 1), via="x", now_ms=NOW + 1) is Verdict.REFUSED
+    assert book.take(make_offer(anna, seq=5, now_ms=NOW + 1), via="x", now_ms=NOW + 1) is Verdict.REFUSED
     assert "not above 5" in book.refused()[-1].reason
+
+
+def test_an_offer_that_was_renewed_since_is_passed_over_without_a_word(
+    book: OfferBook, make_key: MakeKey, make_offer: MakeOffer
+) -> None:
+    """Gossip repeats what it remembers to whoever joins: that is no offence of anybody's."""
+    anna = make_key("anna")
+    book.take(make_offer(anna, seq=5, now_ms=NOW), via="x", now_ms=NOW)
+    assert book.take(make_offer(anna, seq=4, now_ms=NOW), via="x", now_ms=NOW) is Verdict.OLD
+    assert book.refused() == ()
+    assert [checked.offer.seq for checked in book.live(NOW)] == [5]
 
 
 def test_an_expired_offer_is_refused_and_a_live_one_expires(
