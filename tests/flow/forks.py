@@ -61,6 +61,10 @@ class Forked:
         return answer
 
     @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
     def exit_code(self) -> int | None:
         return self._process.exitcode
 
@@ -68,7 +72,7 @@ class Forked:
         """SIGKILL, if it is not gone yet."""
         if self._process.is_alive():
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid or 0, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.join)
         self._pipe.close()
 
