@@ -23,7 +23,8 @@ from inference.engines.openai_http import open_openai_engine
 from inference.engines.speech import open_speaking_engine, open_transcription_engine
 from inference.engines.texts import text_context
 from inference.hardware import Hardware, available_ram, detect_hardware
-from inference.models.compatibility import HERE, EngineKind, Fit, compatibility, machine_of
+from inference.models.compatibility import HERE, MODALITIES, EngineKind, Fit, compatibility, is_meant_for, machine_of
+from inference.models.inspection import UNKNOWN
 from inference.models.library import model_folder, model_of, models_in, open_tokenizer, publish_described, weights_path
 from inference.models.manifest import Format, Manifest, Role
 from inference.models.plain_tokenizer import PlainTokenizer
@@ -141,8 +142,13 @@ def choose_engine(
     for fit in here:
         if fit.ok:
             return fit.engine
+    if manifest.modality == UNKNOWN:
+        raise NodeMisconfigured(
+            f"{manifest.name} {manifest.version} cannot run: its files do not say what it is for.",
+            next_step=f"Add it again with --modality and one of {', '.join(MODALITIES)}.",
+        )
     raise NodeMisconfigured(
-        f"{manifest.name} {manifest.version} cannot run here: {_reasons(here)}.",
+        f"{manifest.name} {manifest.version} cannot run here: {_reasons(manifest, here)}.",
         next_step=would_fit(manifest, machine, models, ENGINES)
         or "`octo-node models show` says where it runs; `models search --fits` finds models that fit.",
     )
@@ -291,5 +297,7 @@ def reader_of(serving: Serving) -> Reader:
     return Reader(meter=serving.meter)
 
 
-def _reasons(fits: list[Fit]) -> str:
-    return "; ".join(f"{fit.engine}: {fit.reason.rstrip('.')}" for fit in fits)
+def _reasons(manifest: Manifest, fits: list[Fit]) -> str:
+    """Of the engines that are meant for such a model; of all, if none is."""
+    told = [fit for fit in fits if is_meant_for(manifest, fit.engine)] or fits
+    return "; ".join(f"{fit.engine}: {fit.reason.rstrip('.')}" for fit in told)

@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from inference.hardware import ENTERPRISE_VRAM_BYTES, PROSUMER_VRAM_BYTES, Hardware
+from inference.models.inspection import UNKNOWN
 from inference.models.manifest import Format, Manifest
 from market.offer import Tier
 from market.values import Word, value
+
+MODALITIES = (
+    "text", "vision", "embedding", "rerank", "detection", "classification", "ocr", "transcription", "speech", "image",
+)  # fmt: skip
+"""What a model can be for, as manifests write it; `reranking` is read, too."""
 
 HERE = "here"
 _GB = 10**9
@@ -134,6 +140,12 @@ def compatibility(
     return fits
 
 
+def is_meant_for(manifest: Manifest, engine: EngineKind) -> bool:
+    """Whether the engine reads the model's format and does its kind of work, on whatever machine."""
+    skill = _SKILLS[engine]
+    return manifest.modality in skill.modalities and manifest.format in skill.formats
+
+
 def _fit(engine: EngineKind, tier: str, answer: tuple[bool, str]) -> Fit:
     ok, reason = answer
     return Fit(engine=engine, tier=str(tier), ok=ok, reason=reason)
@@ -141,6 +153,8 @@ def _fit(engine: EngineKind, tier: str, answer: tuple[bool, str]) -> Fit:
 
 def _refusal(manifest: Manifest, skill: _Skill) -> tuple[bool, str] | None:
     """Why this engine runs the model nowhere."""
+    if manifest.modality == UNKNOWN:
+        return False, "nothing says what the model is for"
     if manifest.modality not in skill.modalities:
         return False, f"it does {_list(skill.modalities)}; the model is for {manifest.modality}"
     if manifest.format == Format.PYTORCH:

@@ -81,8 +81,9 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
-def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_WISHES) -> Draft:
-    """`files` by their names in the manifest; what is taken out of them goes into `folder`. Blocking.
+def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_WISHES, *, place: str = "") -> Draft:
+    """`files` by their names in the manifest; what is taken out of them goes into `folder`. `place` names the model
+    where no file does. Blocking.
 
     Raises ModelFileInvalid, ModelUntrusted (pickles), RequestInvalid (no weights, several models), OSError.
     """
@@ -95,7 +96,7 @@ def draft_manifest(files: Mapping[str, Path], folder: Path, wishes: Wishes = NO_
     tokens = _take_out_tokenizer(facts, parts, modality)
     context = wishes.context or facts.context or context_of(described)
     return Draft(
-        name=_plain_name(wishes.name or name_of_model(weights) or facts.name),
+        name=_plain_name(wishes.name or name_of_model(weights) or facts.name or place),
         version=wishes.version or "1.0.0",
         files=tuple(DraftFile(role=role, name=name, path=parts.paths[name]) for name, role in parts.roles.items()),
         format=facts.format,

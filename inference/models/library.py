@@ -87,7 +87,7 @@ async def import_model(
     """
     folder = Path(await store.in_thread(lambda: tempfile.mkdtemp(prefix="default-", dir=store.parts)))
     try:
-        draft = await asyncio.to_thread(draft_manifest, files, folder, wishes)
+        draft = await asyncio.to_thread(draft_manifest, files, folder, wishes, place=_place(source, files))
         manifest = await add_draft(
             store, draft, creator=creator.address, source=source, parent=parent, folder=folder, move=move,
             profile=profile, progress=progress,
@@ -97,6 +97,14 @@ async def import_model(
         return await publish_model(store, sign_manifest(manifest, creator), public=public)
     finally:
         await store.in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _place(source: str, files: Mapping[str, Path]) -> str:
+    """The folder or the repository that a model is from; a file's own name was looked at already."""
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        return name.partition("@")[0].split("/")[1]
+    return name if kind == "local" and name not in files else ""
 
 
 async def add_draft(

@@ -35,7 +35,7 @@ _name_options = (
     click.option("--name", help="What to call it (default: what the file says)."),
     click.option("--version", metavar="SEMVER", help="Its version (default 1.0.0)."),
     click.option("--licence", help="Its licence, as an SPDX identifier (default: what the file says)."),
-    click.option("--modality", help="text, embedding, image, audio … (default: what the file says)."),
+    click.option("--modality", help="text, embedding, rerank, image, speech … (default: what the files say)."),
     click.option("--private", is_flag=True, help="Do not serve it on to others."),
     click.option("--allow-pickled", is_flag=True, help="Take pickled PyTorch files, which can run code when loaded."),
 )
@@ -218,7 +218,7 @@ def remove(name: str, data_dir: Path | None, as_json: bool) -> None:
 @models.command("search", short_help="Find models here, on offer, in catalogs.")
 @click.argument("words", nargs=-1)
 @click.option("--format", "form", help="gguf, safetensors, onnx …")
-@click.option("--modality", help="text, embedding, image, audio …")
+@click.option("--modality", help="text, embedding, rerank, image, speech …")
 @click.option("--max-size", metavar="SIZE", help="At most so large, like 8GB.")
 @click.option("--fits", is_flag=True, help="Only what runs on this machine.")
 @data_dir_option
@@ -308,6 +308,7 @@ def _creator(model: Mapping[str, Any]) -> str:
 
 
 def _told(done: Mapping[str, Any], what: str, *, as_json: bool) -> None:
+    from inference.models.compatibility import MODALITIES
     from node.cli.show import print_json, printable, screen
 
     if as_json:
@@ -315,3 +316,6 @@ def _told(done: Mapping[str, Any], what: str, *, as_json: bool) -> None:
         return
     screen().print(f"{printable(done['name'])} {printable(done['version'])} {what}.")
     screen().print(done["model"])
+    if done.get("modality") == "unknown":
+        said = "Its files do not say what it is for, so nothing runs it: add it again with --modality and one of"
+        screen(stderr=True).print(f"{said} {', '.join(MODALITIES)}.", style="yellow")

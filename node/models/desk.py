@@ -385,13 +385,8 @@ class ModelDesk:
 
     async def _told(self, cid: str) -> dict[str, Any]:
         manifest = await model_of(self._store, cid)
-        return {
-            "model": cid,
-            "name": manifest.name,
-            "version": manifest.version,
-            "size_bytes": manifest.size_bytes,
-            "files": len(manifest.files),
-        }
+        named = {"model": cid, "name": manifest.name, "version": manifest.version, "modality": manifest.modality}
+        return {**named, "size_bytes": manifest.size_bytes, "files": len(manifest.files)}
 
 
 def _remove_folder(folder: Path) -> None:

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from inference.hardware import Gpu, Hardware
-from inference.models.compatibility import HERE, EngineKind, Fit, Machine, compatibility, machine_of
+from inference.models.compatibility import (
+    _SKILLS,
+    HERE,
+    MODALITIES,
+    EngineKind,
+    Fit,
+    Machine,
+    compatibility,
+    is_meant_for,
+    machine_of,
+)
 from inference.models.manifest import Format, HardwareNeeds, Manifest
 from market.offer import Tier
 from tests.inference.models.model_kit import a_manifest
@@ -104,3 +114,11 @@ def test_a_model_that_does_not_say_what_it_needs_counts_as_its_size() -> None:
     tinier = Machine(ram_bytes=silent.size_bytes - 1, vram_bytes=0, accelerators=frozenset())
     assert fit(silent, EngineKind.LLAMA_CPP, HERE, here=tiny).ok
     assert not fit(silent, EngineKind.LLAMA_CPP, HERE, here=tinier).ok
+
+
+def test_a_model_of_which_nothing_says_what_it_is_for_runs_nowhere() -> None:
+    unknown = model(modality="unknown")
+    assert fit(unknown, EngineKind.LLAMA_CPP, "enterprise").reason == "nothing says what the model is for"
+    assert [is_meant_for(model(), kind) for kind in (EngineKind.LLAMA_CPP, EngineKind.ONNX)] == [True, False]
+    assert not any(is_meant_for(unknown, kind) for kind in EngineKind)
+    assert set(MODALITIES) | {"reranking"} == {word for skill in _SKILLS.values() for word in skill.modalities}

@@ -219,3 +219,14 @@ async def test_a_block_that_is_no_manifest_is_refused(store: Store) -> None:
     with pytest.raises(EncodingInvalid):
         await model_of(store, cid)
     assert await models_in(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("local:otter", "otter"), ("hf:acme/otter@0a1b/onnx", "otter"), ("local:model.gguf", "model"), ("", "model")],
+)
+async def test_files_that_do_not_name_a_model_have_it_named_by_their_folder(
+    store: Store, tmp_path: Path, source: str, name: str
+) -> None:
+    cid = await put(store, tmp_path / "in", {"model.gguf": gguf_bytes({})}, source=source)
+    assert (await model_of(store, cid)).name == name
