@@ -34,10 +34,10 @@ class AnswerMemory:
     def may_ask(self, wanted: Caching) -> bool:
         return self._salt is not None and wanted is not Caching.OFF
 
-    def key(self, content: bytes, wanted: Caching) -> CacheKey | None:
+    def key(self, content: bytes, wanted: Caching, whose: str) -> CacheKey | None:
         if self._salt is None:
             return None
-        return cache_key(content, salt=self._salt(), shared=wanted is Caching.SHARED)
+        return cache_key(content, salt=self._salt(), shared=wanted is Caching.SHARED, whose=whose)
 
     def prefer(self, ask: Ask, choice: Choice) -> Choice:
         """The same choice, with the provider first that gave this very answer, if telling it again is cheaper."""

@@ -54,7 +54,8 @@ def all_vetted(_offer: CheckedOffer) -> None:
 class Order:
     """A text that the user asks for: an answer to `messages`, or the continuation of `text` (see `ChatTask`).
     `max_tokens` None means: as many as fit, up to the buyer's own default. `cache` None means: as the buyer's terms
-    say; `seeded`: the user named the seed, so that the answer may be one that was given before."""
+    say; `seeded`: the user named the seed, so that the answer may be one that was given before; `whose` tells the
+    buyer's users apart, who find nothing of one another's unless they share."""
 
     model: str
     messages: tuple[ChatMessage, ...] = ()
@@ -68,12 +69,13 @@ class Order:
     privacy: Privacy = Privacy.SHARED
     cache: Caching | None = None
     seeded: bool = False
+    whose: str = ""
 
 
 @value
 class WorkOrder:
-    """Work other than text: what `request` says, with a blob of audio or an image where it wants one. `cache` and
-    `seeded` as in an Order."""
+    """Work other than text: what `request` says, with a blob of audio or an image where it wants one. `cache`,
+    `seeded` and `whose` as in an Order."""
 
     model: str
     request: WorkRequest
@@ -82,6 +84,7 @@ class WorkOrder:
     privacy: Privacy = Privacy.SHARED
     cache: Caching | None = None
     seeded: bool = False
+    whose: str = ""
 
 
 @value
@@ -251,7 +254,7 @@ class Buyer:
         if not self.memory.may_ask(wanted) or not text_is_settled(order.sampling, order.privacy, seeded=order.seeded):
             return TextAsk(task, prompt, tokenizer)
         task = replace(task, sampling=settled(task.sampling))
-        return TextAsk(task, prompt, tokenizer, self.memory.key(text_content(task, prompt), wanted))
+        return TextAsk(task, prompt, tokenizer, self.memory.key(text_content(task, prompt), wanted, order.whose))
 
     async def _ask_for_work(self, order: WorkOrder) -> Ask:
         meter = await self._meters.meter(order.model, work_of(order.request))
@@ -267,7 +270,7 @@ class Buyer:
         )
         wanted, cache = order.cache or self._terms.caching, None
         if self.memory.may_ask(wanted) and work_is_settled(order.request, order.privacy, seeded=order.seeded):
-            cache = self.memory.key(work_content(task, order.blob), wanted)
+            cache = self.memory.key(work_content(task, order.blob), wanted, order.whose)
         return WorkAsk(task, order.request, blob=order.blob, units_in=units_in, meter=meter, cache=cache)
 
     async def forget_answers(self) -> Mapping[str, int | str]:

@@ -2,7 +2,7 @@
 
 Only for public tasks whose answer is settled by the request: temperature 0, or a seed that the user named. A key is
 salted with a secret of the buyer's own, so that it tells a provider nothing before the task does, and no two buyers
-hit the same entry; with sharing asked for by both, the salt is a constant. Pure.
+hit the same entry, nor two users of one buyer; with sharing asked for by both, the salt is a constant. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 
 
 class Caching(Word):
-    """What a buyer wants of providers' caches: nothing, answers to itself, or anyone's who shares too."""
+    """What a buyer wants of providers' caches: nothing, answers to the same user of its own, or anyone's who shares
+    too."""
 
     OFF = "off"
     OWN = "own"
@@ -105,10 +106,12 @@ def _digest(content: _Content) -> bytes:
     return hashlib.sha256(b"octo/cache/content/1" + encode(_Content, content)).digest()
 
 
-def cache_key(content: bytes, *, salt: bytes, shared: bool) -> CacheKey:
-    """`salt` is the buyer's own secret, and unused for a shared key."""
-    salted = hashlib.sha256(b"octo/cache/key/1" + (SHARED_SALT if shared else salt) + content).digest()
-    return CacheKey(key=salted, shared=shared)
+def cache_key(content: bytes, *, salt: bytes, shared: bool, whose: str = "") -> CacheKey:
+    """`salt` is the buyer's own secret, `whose` tells its users apart; both are unused for a shared key.
+
+    With one key for all its users, the price of a request would tell one of them what another had asked."""
+    salt = SHARED_SALT if shared else hashlib.sha256(b"octo/cache/user/1" + salt + whose.encode()).digest()
+    return CacheKey(key=hashlib.sha256(b"octo/cache/key/1" + salt + content).digest(), shared=shared)
 
 
 def names_its_content(key: CacheKey, content: bytes) -> bool:

@@ -234,9 +234,9 @@ class ChainSettings(_Section):
 
 class RoutingSettings(_Section):
     """`cache`: whether public requests whose answer is settled (temperature 0, or a seed) may be answered from what a
-    provider keeps: of this node's own earlier requests, or of everybody's who shares too. `embedding_cache`: this node
-    keeps so many bytes of the vectors that it bought, and buys none of them twice; 0: none. Each API key finds its own,
-    with `embedding_cache_shared` those of all."""
+    provider keeps: of what the same API key asked earlier, or of everybody's requests who shares too.
+    `embedding_cache`: this node keeps so many bytes of the vectors that it bought, and buys none of them twice; 0:
+    none. Each API key finds its own, with `embedding_cache_shared` those of all."""
 
     policy: Literal["cost", "speed"] = "cost"
     privacy: Privacy = Privacy.SHARED

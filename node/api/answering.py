@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -23,6 +23,7 @@ from market.taking import Part, Shown
 from market.work import Work, work_of
 from node.api.answers import Answer, Event, gathered, open_answers
 from node.api.errors import error_event, too_many, unknown_error
+from node.api.guard import CALLER
 from node.api.limits import ApiLimits, Slots, read_body
 from node.api.metrics import Metrics
 from node.node import Node
@@ -135,7 +136,7 @@ class Answering:
         with self._slots.slot() as room:
             if not room:
                 return too_many(f"{self._limits.requests} requests are under way, the most that this node takes.")
-            async with self._open(prepared.orders, began_s) as events:
+            async with self._open(prepared.orders, began_s, request[CALLER]) as events:
                 if prepared.stream:
                     return await self._stream(request, prepared.form, events)
                 answers = await gathered(events, choices=len(prepared.orders))
@@ -147,16 +148,20 @@ class Answering:
             headers={**octo_headers([answer.outcome for answer in answers]), **whole.headers},
         )
 
-    async def whole(self, prepared: Prepared, watch: Watch | None = None) -> tuple[Whole, Sequence[Outcome]]:
-        """The same without HTTP, and beside the slots: whoever calls keeps to a limit of its own."""
-        async with self._open(prepared.orders, time.perf_counter(), watch) as events:
+    async def whole(
+        self, prepared: Prepared, whose: str, watch: Watch | None = None
+    ) -> tuple[Whole, Sequence[Outcome]]:
+        """The same without HTTP, and beside the slots: whoever calls keeps to a limit of its own. `whose` is
+        `node.api.guard.CALLER`."""
+        async with self._open(prepared.orders, time.perf_counter(), whose, watch) as events:
             answers = await gathered(_watched(events, watch), choices=len(prepared.orders))
         return await _written(prepared, answers), [answer.outcome for answer in answers]
 
     @asynccontextmanager
     async def _open(
-        self, orders: Sequence[Order | WorkOrder], began_s: float, watch: Watch | None = None
+        self, orders: Sequence[Order | WorkOrder], began_s: float, whose: str, watch: Watch | None = None
     ) -> AsyncIterator[AsyncIterator[Event]]:
+        orders = [replace(order, whose=whose) for order in orders]
         async with open_answers(self._node.buyer, orders, watch.progress if watch else None) as events:
             yield self._counted(events, orders, began_s)
 

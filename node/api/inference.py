@@ -241,7 +241,7 @@ class InferenceApi:
         try:
             prepared = await prepare(self._ask(request, blob, task.whose))
             watch = TaskWatch(story, prepared.orders)
-            whole, outcomes = await self._answering.whole(prepared, watch)
+            whole, outcomes = await self._answering.whole(prepared, task.whose, watch)
         except OctoError as error:
             later = error.retry or isinstance(error, ModelUnknown)
             return Reply(status=error.http_status, body=to_json(error_body(error)), retry=later)

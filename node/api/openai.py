@@ -115,7 +115,7 @@ class OpenAi:
                 prepared = await self._of_batches[endpoint](body)
             if prepared.stream:
                 raise RequestInvalid("stream: the lines of a batch are answered whole.", param="stream")
-            whole, outcomes = await self._answering.whole(prepared)
+            whole, outcomes = await self._answering.whole(prepared, whose)
         except OctoError as error:
             later = error.retry or isinstance(error, ModelUnknown)
             return Reply(status=error.http_status, body=to_json(error_body(error)), retry=later)

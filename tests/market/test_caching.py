@@ -83,6 +83,13 @@ def test_own_keys_differ_by_their_salt_and_shared_ones_do_not(content, one, two)
     assert not own & {replace(cache_key(content, salt=one, shared=True), shared=False)}
 
 
+@given(st.binary(min_size=32, max_size=32), st.text(), st.text())
+def test_own_keys_differ_by_whose_they_are_and_shared_ones_do_not(content, ann, ben) -> None:
+    own = {cache_key(content, salt=SALT, shared=False, whose=whose) for whose in (ann, ben)}
+    shared = {cache_key(content, salt=SALT, shared=True, whose=whose) for whose in (ann, ben)}
+    assert (len(own), len(shared)) == (len({ann, ben}), 1)
+
+
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
 def test_a_shared_key_is_seen_to_be_of_its_request_and_an_own_one_cannot_be(content, other) -> None:
     assert names_its_content(cache_key(content, salt=SALT, shared=True), content)

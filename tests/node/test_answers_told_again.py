@@ -52,6 +52,7 @@ async def test_a_node_tells_answers_again_through_a_restart_until_it_is_asked_to
     folder = tmp_path / "a"
     async with opened(folder) as node:
         key = node.first_api_key
+        node.keys.keep()
         offer = node.providing.offers()[0]
         assert (len(offer.modes), offer.mode_percent, offer.cached_percent) == (3, (100, 60, 40), 10)
         assert await cached(node, key) == ""
