@@ -5,7 +5,11 @@ Commands are imported when they are called, so that `octo-node --help` answers a
 
 from __future__ import annotations
 
+import functools
 import importlib
+import shutil
+import sys
+import textwrap
 from typing import Any
 
 import click
@@ -57,7 +61,7 @@ class Program(click.Group):
             _answer(error, as_json=wants_json(ctx))
             ctx.exit(code_of(error))
         except (KeyboardInterrupt, click.Abort):
-            click.echo("Interrupted.", err=True)
+            click.echo("\nInterrupted." if sys.stderr.isatty() else "Interrupted.", err=True)  # after the ^C
             ctx.exit(INTERRUPTED)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -83,8 +87,19 @@ def _answer(error: OctoError, *, as_json: bool) -> None:
         told: dict[str, Any] = {"code": getattr(error, "remote_code", "") or error.code, "message": error.message}
         print_json({"error": told | {"next_step": error.next_step, "reasons": reasons}})
         return
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {error.message}", err=True)
+    click.echo(
+        _wrapped(f"Error: {error.message}").replace("Error:", click.style("Error:", fg="red", bold=True), 1), err=True
+    )
     for peer, reason in reasons.items():
-        click.echo(f"  {peer}  {reason}", err=True)
+        click.echo(_wrapped(f"  {peer}  {reason}"), err=True)
     if error.next_step:
-        click.echo(error.next_step, err=True)
+        click.echo(_wrapped(error.next_step), err=True)
+
+
+def _wrapped(text: str) -> str:
+    """Broken between words on a terminal, never within one: what is long there is to be copied."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrap = functools.partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line) for line in text.splitlines())

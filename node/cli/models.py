@@ -79,7 +79,7 @@ def _print_stored(stored: Sequence[Mapping[str, Any]]) -> None:
         (m["name"], m["version"], kind_of(m), size(m["size_bytes"]), _state(m), elided(m["model"], out)) for m in stored
     ]
     columns = ("HERE", "VERSION", "FORMAT", "SIZE", "STATE", "MANIFEST")
-    out.print(table(*columns, rows=rows, right=("SIZE",)))
+    out.print(table(*columns, rows=rows, right=("SIZE",), whole=("VERSION", "MANIFEST")))
 
 
 def _print_offered(offered: Sequence[Mapping[str, Any]]) -> None:
@@ -101,7 +101,7 @@ def _print_offered(offered: Sequence[Mapping[str, Any]]) -> None:
         for m in offered
     ]
     columns = ("ON OFFER", "CONTEXT", "IN", "OUT", "PROVIDERS", "MANIFEST")
-    out.print(table(*columns, rows=rows, right=("CONTEXT", "IN", "OUT", "PROVIDERS")))
+    out.print(table(*columns, rows=rows, right=("CONTEXT", "IN", "OUT", "PROVIDERS"), whole=("MANIFEST",)))
 
 
 @models.command("show", short_help="One model: files, creator, where it runs.")
@@ -259,7 +259,7 @@ def search(
         for m in found
     ]  # fmt: skip
     columns = ("NAME", "VERSION", "FORMAT", "SIZE", "WHERE", "CREATOR", "MANIFEST")
-    out.print(table(*columns, rows=rows, right=("SIZE",)))
+    out.print(table(*columns, rows=rows, right=("SIZE",), whole=("VERSION", "MANIFEST")))
 
 
 @models.command("gc", short_help="Remove what nothing refers to.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from node.cli.remote import Remote
 
 _FILE_LIMIT_BYTES = 32 << 20
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff")
 _PATH = "/api/v1/inference"
 _WORKS = ("chat", "embed", "rerank", "transcribe", "speak", "image", "look")
 
@@ -87,7 +88,14 @@ def _input(text: str | None, given: str | None, file: Path | None, what: str | N
         return {**parsed, "what": what} if what is not None and isinstance(parsed, dict) else parsed
     if text is not None:
         return sys.stdin.read() if text == "-" else text
+    if what is None and file is not None and _is_image(file):
+        raise click.UsageError("Say what to look for in the image: --what detect, classify or read.")
     return {} if what is None else {"what": what}
+
+
+def _is_image(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(8).startswith(_IMAGES)
 
 
 def _submit(

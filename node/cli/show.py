@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import click
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -47,11 +47,14 @@ def print_json(facts: Any) -> None:
     click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
 
 
-def table(*columns: str, rows: Iterable[Iterable[object]], right: Iterable[str] = ()) -> Table:
-    """Rows under quiet headings; columns named in `right` hold numbers."""
+def table(
+    *columns: str, rows: Iterable[Iterable[object]], right: Iterable[str] = (), whole: Iterable[str] = ()
+) -> Table:
+    """Rows under quiet headings; columns named in `right` hold numbers, those in `whole` are never broken."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column in right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in right or column in whole)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else printable(cell) for cell in row))
     return made

@@ -56,11 +56,13 @@ def status(data_dir: Path | None, as_json: bool) -> None:
     rows.extend(money_rows(said))
     rows.append(("wallet", said["wallet"]))
     rows.append(("API", f"{said['url'].rstrip('/')}/v1"))
-    rows.extend(("mesh" if i == 0 else "", address) for i, address in enumerate(said["addresses"]))
-    rows.extend(("content" if i == 0 else "", address) for i, address in enumerate(said["content"]))
     rows.append(("folder", folder))
     rows.extend(("note", Text(warning, style="yellow")) for warning in said["warnings"])
-    screen().print(facts(rows))
+    out = screen()
+    out.print(facts(rows))
+    for name in ("addresses", "content"):
+        for address in said[name]:  # whole, to be copied: the terminal breaks the line, we do not
+            out.print(Text.assemble((f"{'mesh' if name == 'addresses' else name:<9}", "dim"), address), soft_wrap=True)
 
 
 def _memory(cache: dict[str, int]) -> str:

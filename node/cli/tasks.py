@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,22 @@ def list_tasks(*, status: str | None, limit: int, data_dir: Path | None, as_json
             task["work"],
             task["model"][:40],
             task["mode"],
-            task["status"] if task["position"] is None else f"{task['status']} ({task['position']} before it)",
-            f"{task['progress']} %",
+            _standing(task),
             moment(task["created_at"] * 1000),
         )
         for task in said["data"]
     ]
     if rows:
-        screen().print(table("TASK", "WORK", "MODEL", "MODE", "STATUS", "DONE", "SINCE", rows=rows, right=("DONE",)))
+        columns = ("TASK", "WORK", "MODEL", "MODE", "STATUS", "SINCE")
+        screen().print(table(*columns, rows=rows, whole=("TASK", "WORK", "MODE")))
     else:
         screen().print("No tasks. `octo-node run` hands one in.")
+
+
+def _standing(task: Mapping[str, Any]) -> str:
+    if task["position"] is not None:
+        return f"{task['status']}, {task['position']} before it"
+    return f"{task['status']}, {task['progress']} %" if task["status"] == "running" else str(task["status"])
 
 
 @tasks.command("show")

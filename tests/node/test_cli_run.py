@@ -110,12 +110,14 @@ async def test_a_detached_task_is_shown_followed_cancelled_and_removed(run: Run,
     assert json.loads((await run("tasks", "list", "--json")).stdout)["data"] == []
 
 
-async def test_what_fails_says_why_and_ends_with_a_code(run: Run, node: ScriptedNode) -> None:
+async def test_what_fails_says_why_and_ends_with_a_code(run: Run, node: ScriptedNode, tmp_path: Path) -> None:
     node.buyer.steps = (NoProvider("no provider can serve this task.", reasons={"12D3": "is asleep"}),)
     assert "no provider can serve" in (await run("run", "Hi", code=5)).stderr
     told = json.loads((await run("tasks", "list", "--json", "--status", "failed")).stdout)
     assert told["data"][0]["error"]["octo"]["reasons"] == {"12D3": "is asleep"}
     for words in ((), ("Hi", "--input", "{}"), ("--input", "{"), ("--input", "[" * 3000)):
         await run("run", *words, code=2)
+    (tmp_path / "cat.png").write_bytes(PNG)
+    assert "--what detect" in (await run("run", "--file", str(tmp_path / "cat.png"), code=2)).stderr
     assert "base64" in (await run("run", "--input", '{"image": "!", "what": "read"}', code=1)).stderr
     await run("tasks", "show", "../../stake", code=1)
