@@ -130,7 +130,7 @@ def _print(told: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("machine", printable(told["hardware"])),
         ("engine", printable(told["engine"])),
-        ("settings", f"{setup['workers']} workers of {setup['threads']} threads, {setup['slots']} slots each"),
+        ("settings", _setup_text(setup)),
     ]
     rows += [(f"{count} at once", f"{rate:.0f} tokens/s") for count, rate in measured["tokens_per_s"].items()]
     for length, wait in measured["first_token_ms"].items():
@@ -140,6 +140,13 @@ def _print(told: Mapping[str, Any]) -> None:
     screen().print(facts(rows))
     if told["tuning"] is not None:
         screen().print(_verdict(told))
+
+
+def _setup_text(setup: Mapping[str, Any]) -> str:
+    from node.cli.show import counted
+
+    workers, threads, slots = (counted(setup[f"{noun}s"], noun) for noun in ("worker", "thread", "slot"))
+    return f"{workers} of {threads} and {slots}{'' if setup['workers'] == 1 else ' each'}"
 
 
 def _verdict(told: Mapping[str, Any]) -> str:
