@@ -116,8 +116,9 @@ async def test_a_gguf_embeds_for_another_node_that_counts_without_its_weights(tm
 async def test_a_gguf_embeds_for_its_own_node(tmp_path: Path) -> None:
     files = bert_kit.write_bert(tmp_path / "tiny-bert.gguf", bert_kit.bert_weights())
     async with open_node(settings_in(tmp_path / "p", provide=False)) as node:
-        added, key = await node.desk.add(str(files)), str(node.first_api_key)
+        added = await node.desk.add(str(files))
     async with open_node(settings_in(tmp_path / "p", model=added["model"])) as node:
+        key = str(node.first_api_key)
         async with openai.AsyncOpenAI(base_url=f"{node.url}/v1", api_key=key, max_retries=0) as sdk:
             answer = await sdk.embeddings.create(model="tiny-bert", input=["red", "a text longer than red"])
             with pytest.raises(openai.BadRequestError, match="limit"):
