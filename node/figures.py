@@ -38,6 +38,8 @@ _ENTRIES_LIMIT: Final = 256
 _ENGINE_BYTES: Final = 96 << 20
 """Graph and output buffers of a language model; 60 MB were seen for the default one. `inference.models.draft` counts
 the same into a manifest's needs."""
+_WORKER_BYTES: Final = 40 << 20
+"""Python with llama.cpp: 119 MiB were measured beside weights and slots, the buffers among them."""
 _SLOT_TOKENS: Final = 2048
 """The context that a manifest's needs are reckoned with."""
 _VLLM_KV_BYTES: Final = 1 << 30
@@ -152,7 +154,7 @@ def expected_bytes(manifest: Manifest, kind: EngineKind, setup: Setup, settings:
     one_slot = max(0, manifest.needs.min_ram_bytes - weights - _ENGINE_BYTES)
     context = min(settings.engine.context, manifest.context or settings.engine.context)
     slot = one_slot * context // min(_SLOT_TOKENS, manifest.context or _SLOT_TOKENS)
-    return setup.workers * (weights + _ENGINE_BYTES + _CHILD_BYTES + setup.slots * slot)
+    return setup.workers * (weights + _ENGINE_BYTES + _WORKER_BYTES + setup.slots * slot)
 
 
 def slots_that_fit(manifest: Manifest, setup: Setup, settings: Settings, budget_bytes: int) -> int:

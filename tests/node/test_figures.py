@@ -76,13 +76,13 @@ def test_each_worker_is_expected_to_hold_weights_buffers_and_all_slots() -> None
     needs = HardwareNeeds(min_ram_bytes=(100 + 96 + 40) * MIB)  # 40 MiB are one slot of 2,048 tokens
     settings = Settings(engine=EngineSettings(context=1024))
     told = expected_bytes(manifest(needs=needs), EngineKind.LLAMA_CPP, SETUP, settings)
-    assert told == 2 * (100 + 96 + 4 * 20) * MIB
+    assert told == 2 * (100 + 96 + 40 + 4 * 20) * MIB
 
 
 def test_the_slots_that_would_fit_are_told() -> None:
     needs = HardwareNeeds(min_ram_bytes=(100 + 96 + 40) * MIB)
     settings = Settings(engine=EngineSettings(context=2048))
-    for room, slots in ((196 + 3 * 40, 3), (196 + 40, 1), (196, 0), (10_000, 4)):
+    for room, slots in ((236 + 3 * 40, 3), (236 + 40, 1), (236, 0), (10_000, 4)):
         assert slots_that_fit(manifest(needs=needs), SETUP, settings, room * MIB) == slots
 
 

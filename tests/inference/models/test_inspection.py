@@ -64,6 +64,7 @@ def test_a_gguf_tells_its_architecture_quantisation_context_and_what_a_token_cos
         context=4096,
         parameters=64,
         kv_token_bytes=2 * 2 * (16 + 16) * 2,
+        layers=2,
     )
     per_layer = {**LLAMA, "llama.attention.head_count_kv": [1, 3]}
     assert inspect_file(put("b.gguf", gguf_bytes(per_layer))).kv_token_bytes == (1 + 3) * 32 * 2
