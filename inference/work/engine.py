@@ -30,6 +30,8 @@ UNREAD_LIMIT_BYTES: Final = 160 * 1024 * 1024
 """Ten PNGs of 2048 x 2048 noise have 120 MB."""
 _LONG_BYTES: Final = 16 * 1024
 """From here on a meter's work is done in a thread: 16 KiB of text take a tokenizer some 5 ms."""
+_DEATHS_LIMIT: Final = 2
+"""A job under which so many workers ended is not given another: it may be the cause."""
 
 
 class _Worker:
@@ -59,8 +61,11 @@ class _Worker:
 
     def down(self, error: OctoError) -> None:
         lost, self.streams = self.streams, {}
-        for stream in lost.values():
-            stream.fail(EngineFailed(error.message, next_step="Try again: the worker is being restarted."))
+        for stream in reversed(lost.values()):  # each goes to the head of its queue: the first comes last
+            stream.worker = None
+            self._engine.lost(
+                stream, EngineFailed(error.message, next_step="Try again: the worker is being restarted.")
+            )
         self._engine.dispatch()
 
     def hear(self, frame: Frame) -> None:
@@ -138,6 +143,7 @@ class SupervisedEngine:
             raise EngineFailed("the engine is closed.")
         self._numbers += 1
         stream = WorkStream(self._numbers, job, encoded, self._meter, unread_limit_bytes=UNREAD_LIMIT_BYTES)
+        self._make_room(stream)
         self._wait(stream)
         expiry = None
         if job.deadline_s > 0:
@@ -163,14 +169,34 @@ class SupervisedEngine:
                     self._waiting_bytes -= stream.size_bytes
                     stream.fail(EngineFailed(f"no engine worker is running: {reason}"))
                 return
-            free = [worker for worker in self._workers if worker.child.ready and len(worker.streams) < self._slots]
-            if not free:
+            worker = self._roomiest(self._waiting.peek())
+            if worker is None:
                 return
-            worker = min(free, key=lambda worker: len(worker.streams))
             stream = self._waiting.pop()
             self._waiting_bytes -= stream.size_bytes
             stream.worker = worker
             worker.assign(stream)
+
+    def lost(self, stream: WorkStream, error: OctoError) -> None:
+        """A worker ended under this job. If nobody has seen anything of it, it is begun again, once and by itself."""
+        stream.deaths += 1
+        if stream.deaths >= _DEATHS_LIMIT or stream.begun or stream.late:
+            stream.fail(error)
+        else:
+            self._wait(stream, again=True)
+
+    def _roomiest(self, stream: WorkStream) -> _Worker | None:
+        """The least loaded child with room for it. A job under which one ended may be the cause: it has a child to
+        itself, so that it ends no other job a second time."""
+        slots = 1 if stream.deaths else self._slots
+        free = [
+            worker
+            for worker in self._workers
+            if worker.child.ready
+            and len(worker.streams) < slots
+            and not any(other.deaths for other in worker.streams.values())
+        ]
+        return min(free, key=lambda worker: len(worker.streams), default=None)
 
     async def _check(self, job: WorkJob) -> bytes:
         """The encoded request, once the meter has said that both are what they should be."""
@@ -198,7 +224,7 @@ class SupervisedEngine:
             self._meter.units_in(job.request, job.blob)
         return encoded
 
-    def _wait(self, stream: WorkStream) -> None:
+    def _make_room(self, stream: WorkStream) -> None:
         job = stream.job
         full = EngineFailed(f"{len(self._waiting)} jobs are waiting already.", next_step="Try again later.")
         if self._waiting_bytes + stream.size_bytes > WAITING_LIMIT_BYTES:
@@ -209,9 +235,12 @@ class SupervisedEngine:
                 raise full
             self._waiting_bytes -= shed.size_bytes
             shed.fail(full)
+
+    def _wait(self, stream: WorkStream, *, again: bool = False) -> None:
+        job = stream.job
         self._waiting_bytes += stream.size_bytes
         cost = stream.size_bytes / max(1, job.weight)
-        self._waiting.add(stream, priority=job.priority, client=job.client, cost=cost)
+        self._waiting.add(stream, priority=job.priority, client=job.client, cost=cost, again=again)
 
     def _retire(self, stream: WorkStream) -> None:
         worker = stream.worker
@@ -226,6 +255,7 @@ class SupervisedEngine:
         self._waiting_bytes -= stream.size_bytes
 
     def _expire(self, stream: WorkStream) -> None:
+        stream.late = True
         if stream.worker is None and not stream.ended:
             self._leave(stream)
             stream.fail(

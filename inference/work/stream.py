@@ -22,6 +22,12 @@ class WorkStream:
         self.encoded = encoded
         self.worker: object | None = None
         self.ended = False
+        self.begun = False
+        """There were pieces: another worker could not go on behind them."""
+        self.late = False
+        """Its deadline has passed: it may not wait again."""
+        self.deaths = 0
+        """How many workers ended under it."""
         self._meter = meter
         self._unread_limit_bytes = unread_limit_bytes
         self._pieces: list[bytes] = []
@@ -48,6 +54,7 @@ class WorkStream:
                 return False
             self._units += units
             self._unread_bytes += len(piece)
+            self.begun = True
             self._pieces.append(piece)
         if self._unread_bytes > self._unread_limit_bytes:
             self.fail(EngineFailed(f"{self._unread_bytes} bytes of results were not read.", next_step="Read faster."))

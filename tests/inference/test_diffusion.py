@@ -195,16 +195,24 @@ async def test_any_text_is_drawn_or_refused(engine) -> None:
 
 
 @pytest.mark.heavy
-async def test_a_killed_worker_costs_its_task_and_comes_back(engine) -> None:
-    request = ImageRequest(prompt="a", width=256, height=256, steps=150)
-    async with aclosing(engine.make(job(request))) as stream:
-        await anext(stream)
-        os.kill(engine.worker_pids[0], signal.SIGKILL)
-        with pytest.raises(EngineFailed):
-            async for _ in stream:
-                pass
-    async with asyncio.timeout(60):
-        assert await images(engine, ImageRequest(prompt="a", width=64, height=64, steps=1))
+async def test_a_killed_worker_costs_no_picture_and_a_second_one_ends_the_task(engine) -> None:
+    request = ImageRequest(prompt="a", width=128, height=128, steps=150, seed=5)
+    alone = await images(engine, request)
+    for blows in (1, 2):
+        async with aclosing(engine.make(job(request))) as stream:
+            for _ in range(blows):
+                await anext(stream)
+                [pid] = engine.worker_pids
+                os.kill(pid, signal.SIGKILL)
+                async with asyncio.timeout(120):
+                    while engine.worker_pids in ((), (pid,)):
+                        await asyncio.sleep(0.005)
+            if blows == 1:
+                assert [piece async for item in stream for piece in item.pieces] == alone
+            else:
+                with pytest.raises(EngineFailed, match="SIGKILL"):
+                    async for _ in stream:
+                        pass
 
 
 @pytest.mark.heavy

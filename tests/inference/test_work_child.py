@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from contextlib import aclosing
@@ -152,19 +151,6 @@ async def test_a_child_that_crashes_leaks_lies_or_hangs_is_replaced(tmp_path, wo
 async def test_slow_work_that_beats_is_no_hang(tmp_path):
     async with opened(tmp_path, hang_s=0.4) as engine:
         assert len(await pieces_of(engine, "slow 100")) == 1
-
-
-async def test_kill_9_with_eight_jobs_in_flight_fails_each_and_serves_again(tmp_path):
-    async with opened(tmp_path) as engine:
-        [pid] = engine.worker_pids
-        running = [asyncio.create_task(pieces_of(engine, "slow 3000")) for _ in range(8)]
-        await until(lambda: engine.load().running == 8)
-        os.kill(pid, signal.SIGKILL)
-        ends = await asyncio.gather(*running, return_exceptions=True)
-        assert all(isinstance(end, EngineFailed) and "SIGKILL" in str(end) for end in ends)
-        async with asyncio.timeout(3):
-            assert await pieces_of(engine, "a") == [bytes(32)]
-        assert engine.load().running == 0
 
 
 async def test_closing_the_stream_cancels_the_job_and_frees_its_slot(tmp_path):
