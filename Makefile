@@ -41,7 +41,7 @@ test: model chain-tools test-tools ## the tests (no heavy ones)
 
 test-all: model chain-tools test-tools ipfs-tools vllm-tools media-tools ## all tests, the heavy ones too
 	@$(RUN)/python -m pytest -m "not heavy" -n 2 --dist loadfile --durations=10
-	@$(RUN)/python -m pytest -m heavy --durations=20
+	@$(RUN)/python -m pytest -m heavy -n 2 --dist loadfile --durations=20
 
 lint: setup ## ruff, format, mypy --strict
 	@$(RUN)/ruff check .
