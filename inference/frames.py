@@ -14,9 +14,10 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import libipld
+from pydantic import Field
 
 from market.errors import EncodingInvalid
 from market.task import Sampling
@@ -24,6 +25,9 @@ from market.values import decode_plain, value
 
 LIMIT_BYTES: Final = 4 * 1024 * 1024
 """A prompt of 131,072 tokens is 512 KiB; a step of 60 jobs 2 KiB."""
+
+CHUNK_LIMIT_S: Final = 3600.0
+"""Nothing takes so long for 64 rows, and is given the time to load."""
 
 _LENGTH: Final = struct.Struct(">I")
 
@@ -53,12 +57,13 @@ class WorkerSettings:
 
 @value
 class WorkerFacts:
-    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size; `grammars`
-    whether its library can keep a text to one."""
+    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size; `chunk_s`
+    what its first 64 rows took; `grammars` whether its library can keep a text to one."""
 
     engine: str
     vocabulary: int
     isolation: str
+    chunk_s: Annotated[float, Field(ge=0, le=CHUNK_LIMIT_S, allow_inf_nan=False, strict=True)]
     grammars: bool = True
 
 

@@ -17,6 +17,7 @@ most of it, 195 and 455.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -77,6 +78,7 @@ class OnnxContext:
         self._calls: dict[tuple[int, ...], _Call] = {}
         self._hole, self._behind, self._more = CHUNK, True, 0
         self.together = self._try(slots)
+        self.chunk_s = self._warm_up()
         first = self._graph.providers[0]
         on = "cpu" if first == CPU else first.removesuffix("ExecutionProvider").lower()
         self.engine = f"onnxruntime/{onnxruntime.__version__}/{on}-{engine_words}"
@@ -144,6 +146,13 @@ class OnnxContext:
             self.forget(slot, 0)
         self._calls.clear()
         return together
+
+    def _warm_up(self) -> float:
+        """A chunk of a prompt; seconds taken."""
+        began_s = time.monotonic()
+        self._chunk([Row(0, at % self.vocabulary, at, False) for at in range(min(CHUNK, self.size))])
+        self.forget(0, 0)
+        return time.monotonic() - began_s
 
     def _alone(self, slots: int) -> list[Logits]:
         """Each row's logits by itself: with a hole, if that comes to the same as without."""

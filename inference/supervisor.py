@@ -18,7 +18,7 @@ import structlog
 from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, pack_tokens
 from inference.isolation import child_command, child_environment
 from inference.prefix import KnownBlocks, block_keys, scope_key
-from inference.restarting import LoadPatience, pause_s
+from inference.restarting import LoadPatience, pause_s, silence_limit_s
 from inference.sampler import LOGPROBS_LIMIT, read_logprobs
 from inference.scheduler import CHUNK
 from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
@@ -26,6 +26,7 @@ from market.ports import Generated, Job, TokenLogprobs
 from market.values import from_plain, to_plain
 
 RESTART_LIMIT_S: Final = 10.0
+_LEAST_LOAD_S: Final = 20.0
 _LAST_WORDS_S: Final = 1.0
 _READ_BYTES: Final = 1 << 16
 _FINISHES: Final = ("", "stop", "length", "error", "refused")
@@ -129,13 +130,14 @@ class JobStream:
 
 
 class Worker:
-    """One worker and its lives. `run` is its whole story; everything else is called while that runs."""
+    """One worker and its lives. `run` is its whole story; everything else is called while that runs. `hang_s` without
+    a word while it is busy counts as hung; None: what its own speed says (`inference.restarting.silence_limit_s`)."""
 
     def __init__(
         self,
         settings: WorkerSettings,
         *,
-        hang_s: float,
+        hang_s: float | None = None,
         on_change: Callable[[], None],
         on_lost: Callable[[JobStream, OctoError], None] = lambda stream, error: stream.fail(error),
         command: Sequence[str] = (),
@@ -148,7 +150,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._began_at = self._heard_at = 0.0
-        self._patience = LoadPatience(hang_s)
+        self._patience = LoadPatience(_LEAST_LOAD_S if hang_s is None else hang_s)
         self._failures = 0
         """Starts since it last came up."""
         self.facts: WorkerFacts | None = None
@@ -257,10 +259,13 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._began_at = self._heard_at = loop.time()
         while True:
+            began_at, look_s = loop.time(), self.silence_limit_s / 4
             try:
-                async with asyncio.timeout(self._hang_s / 4):
+                async with asyncio.timeout(look_s):
                     data = await reader.read(_READ_BYTES)
             except TimeoutError:
+                # If this process stood still, what was said meanwhile is not read yet.
+                self._heard_at += loop.time() - began_at - look_s
                 self._check_alive(loop.time() - self._heard_at)
                 continue
             except ConnectionError:
@@ -277,7 +282,7 @@ class Worker:
     def _check_alive(self, silent_s: float) -> None:
         if not self.ready and silent_s > self._patience.limit_s(self._failures):
             raise EngineFailed(f"the model was not loaded after {silent_s:.0f} s.")
-        if self.ready and self.streams and silent_s > self._hang_s:
+        if self.ready and self.streams and silent_s > self.silence_limit_s:
             raise EngineFailed(f"the engine's worker was silent for {silent_s:.1f} s and was ended.")
 
     def _hear(self, frame: Any) -> None:
@@ -333,6 +338,13 @@ class Worker:
         if len(top) != min(job.logprobs, LOGPROBS_LIMIT) or not all(0 <= at < self._vocabulary for at, _ in top):
             raise ValueError("other log probabilities than were asked for")
         return TokenLogprobs(logprob=own, top=top)
+
+    @property
+    def silence_limit_s(self) -> float:
+        """How long it may say nothing while it is busy."""
+        if self._hang_s is not None:
+            return self._hang_s
+        return silence_limit_s(self.facts.chunk_s if self.facts is not None else 0.0)
 
     @property
     def _vocabulary(self) -> int:

@@ -130,7 +130,9 @@ def _open_llama(settings: WorkerSettings) -> tuple[Batch, WorkerFacts]:
     )
     grammars = context.grammars()
     close_the_door(devices=bool(cards.devices))
-    facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation)
+    facts = WorkerFacts(
+        engine=context.engine, vocabulary=context.vocabulary, isolation=isolation, chunk_s=context.chunk_s
+    )
     batch = Batch(context, slots=settings.slots, window=settings.window, grammars=grammars, draft=settings.draft)
     return batch, facts
 
@@ -152,7 +154,13 @@ def _open_onnx(settings: WorkerSettings, line: Line) -> tuple[Batch, WorkerFacts
     )
     context.go_on = line.alive
     close_the_door(devices=bool(cards.devices))
-    facts = WorkerFacts(engine=context.engine, vocabulary=context.vocabulary, isolation=isolation, grammars=False)
+    facts = WorkerFacts(
+        engine=context.engine,
+        vocabulary=context.vocabulary,
+        isolation=isolation,
+        chunk_s=context.chunk_s,
+        grammars=False,
+    )
     return Batch(context, slots=settings.slots, window=settings.window), facts
 
 

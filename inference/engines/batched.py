@@ -220,10 +220,10 @@ class BatchedEngine:
 
 @asynccontextmanager
 async def open_batched_engine(
-    settings: WorkerSettings, *, workers: int, pin: bool = False, hang_s: float = 20.0
+    settings: WorkerSettings, *, workers: int, pin: bool = False, hang_s: float | None = None
 ) -> AsyncIterator[BatchedEngine]:
-    """Start `workers` processes with these settings. A busy worker that is silent for `hang_s` seconds is ended and
-    restarted; `pin` ties worker i to core i.
+    """Start `workers` processes with these settings. A busy worker that is silent for `hang_s` seconds (None: 8, or
+    more for a slow model) is ended and restarted; `pin` ties worker i to core i.
 
     Raises ModelFileInvalid with the reason, NodeMisconfigured if a number is absurd or does not fit into memory.
     Must be opened on a thread that lives as long as the engine (the kernel ends workers with it).

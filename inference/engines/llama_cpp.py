@@ -29,7 +29,7 @@ async def open_llama_engine(
     context: int = 2048,
     window: int = 64,
     pin: bool = False,
-    hang_s: float = 20.0,
+    hang_s: float | None = None,
     gpu_layers: int = 0,
     vram_bytes: int = 0,
     draft: bool = True,
@@ -37,9 +37,10 @@ async def open_llama_engine(
     """Start `workers` processes with the GGUF `model`, each with `slots` jobs at once and `context` tokens for each.
 
     A job is paused while its reader is `window` tokens behind; a busy worker that is silent for `hang_s` seconds
-    is ended and restarted. `pin` ties worker i to core i: for a machine that does nothing else. `gpu_layers` of the
-    model go to the GPU (-1: all), if the library was built for one; `vram_bytes` is what all workers have there.
-    `draft`: what a lone stream says next is guessed from what it has said (see `inference.drafting`).
+    (None: 8, or more for a slow model) is ended and restarted. `pin` ties worker i to core i: for a machine that does
+    nothing else. `gpu_layers` of the model go to the GPU (-1: all), if the library was built for one; `vram_bytes` is
+    what all workers have there. `draft`: what a lone stream says next is guessed from what it has said (see
+    `inference.drafting`).
     Raises ModelFileInvalid with the reason, NodeMisconfigured if a number is absurd or does not fit into memory.
     Must be opened on a thread that lives as long as the engine (the kernel ends workers with it).
     """

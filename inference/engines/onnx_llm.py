@@ -42,7 +42,7 @@ async def open_onnx_llm_engine(
     precision: str = "f32",
     providers: Sequence[str] = (),
     cards: CardAccess = NO_CARDS,
-    hang_s: float = 60.0,
+    hang_s: float | None = None,
 ) -> AsyncIterator[BatchedEngine]:
     """Start `workers` processes with the decoder `model`, an ONNX graph with a key-value cache, each with `slots` jobs
     at once and `context` tokens for each. Its weights may be in files beside it, and nowhere else.

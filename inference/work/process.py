@@ -151,10 +151,13 @@ class Child:
         loop = asyncio.get_running_loop()
         self._began_at = self._heard_at = loop.time()
         while True:
+            began_at, look_s = loop.time(), self._hang_s / 4
             try:
-                async with asyncio.timeout(self._hang_s / 4):
+                async with asyncio.timeout(look_s):
                     data = await reader.read(_READ_BYTES)
             except TimeoutError:
+                # If this process stood still, what was said meanwhile is not read yet.
+                self._heard_at += loop.time() - began_at - look_s
                 self._check_alive(loop.time() - self._heard_at)
                 continue
             except ConnectionError:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.frames import WorkerSettings
-from inference.restarting import FIRST_LOAD_S, LoadPatience, pause_s
+from inference.restarting import FIRST_LOAD_S, LoadPatience, pause_s, silence_limit_s
 from inference.supervisor import Worker
 from inference.work.frames import ChildSettings
 from inference.work.process import Child
@@ -36,6 +36,10 @@ def test_a_later_load_may_take_ten_times_the_slowest_and_more_after_each_failure
     assert patience.limit_s(0) == 70
 
 
+def test_a_slow_models_silence_is_borne_longer_than_a_fast_ones_and_never_for_ever():
+    assert [silence_limit_s(chunk_s) for chunk_s in (0, 0.02, 0.2, 0.5, 4, 10, 3600)] == [8, 8, 8, 15, 120, 300, 300]
+
+
 _LOADS_ONCE = """
 import socket, sys, time
 from pathlib import Path
@@ -52,7 +56,7 @@ time.sleep(60)
 """
 _WORKER = _LOADS_ONCE.format(
     head="from inference.frames import pack",
-    ready='pack(["ready", {"engine": "e", "vocabulary": 100, "isolation": "none"}])',
+    ready='pack(["ready", {"engine": "e", "vocabulary": 100, "isolation": "none", "chunk_s": 0.1}])',
 )
 _CHILD = _LOADS_ONCE.format(
     head="from inference.work.frames import pack",

@@ -113,6 +113,16 @@ async def test_a_newcomer_does_not_run_beside_a_job_that_is_begun_again(tmp_path
         assert await newcomer == [PIECE]
 
 
+async def test_a_job_that_is_begun_again_does_not_join_those_of_another_worker(tmp_path: Path) -> None:
+    async with opened(tmp_path, workers=2) as engine:
+        pid = await stopped(engine)
+        again, other = await in_flight(engine, ["a", "slow 3000"])
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: engine.load().waiting == 1)
+        assert await again == [PIECE]
+        other.cancel()
+
+
 async def test_a_job_whose_reader_has_seen_a_piece_ends_with_the_error(tmp_path: Path) -> None:
     async with opened(tmp_path) as engine:
         async with aclosing(engine.make(job("a", "slow 3000"))) as stream:
