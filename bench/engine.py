@@ -27,7 +27,7 @@ from market.task import Sampling, TaskId
 
 CONCURRENCY = (1, 4, 8, 16)
 MAX_TOKENS = 48
-RUNS = 3
+RUNS = 5
 RIVAL = "llama-cpp-python's own server"
 SLOTS_RIVAL = "xllamacpp's server"
 SUBJECTS = "dog cat ship river robot king tree star city book horse moon train garden bridge clock"

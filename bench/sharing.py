@@ -148,7 +148,7 @@ def _tokens_of(text: str) -> tuple[int, ...]:
 
 async def _ms_a_token(engine: BatchedEngine, work: Job) -> float:
     started = time.perf_counter()
-    count = sum([1 async for _ in _arrivals(engine, work)])
+    count = sum([len(item.tokens) async for item in engine.generate(work)])
     return 1000 * (time.perf_counter() - started) / count
 
 
