@@ -129,9 +129,14 @@ async def test_a_late_short_request_ends_before_an_early_long_one(engine):
     assert ended == ["short", "long"]
 
 
-async def test_the_first_token_does_not_wait_for_the_others(engine):
-    async with aclosing(engine.generate(job(10, 200))) as stream:
-        assert len((await anext(stream)).tokens) < 100
+async def test_the_first_token_comes_at_once_and_alone(default_model):
+    """However late its reader looks: with a window of one, there is no second before the first was read."""
+    async with (
+        open_llama_engine(default_model, workers=1, threads=2, slots=1, context=256, window=1) as engine,
+        aclosing(engine.generate(job(10, 20))) as stream,
+    ):
+        assert len((await anext(stream)).tokens) == 1
+        assert len([token async for item in stream for token in item.tokens]) == 19
 
 
 async def test_waiting_jobs_go_by_priority_and_closing_one_frees_its_slot(default_model):
