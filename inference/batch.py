@@ -235,7 +235,8 @@ class Batch:
         if running.drafter is None:
             running.drafter = Drafter(running.rows)
         running.drafter.extend(running.drawn[len(running.drafter) - len(running.rows) :])
-        return running.drafter.draft(running.limit - seat.emitted - 1, threads=self._context.threads)
+        room = min(running.limit - seat.emitted, self._schedule.room(job)) - 1
+        return running.drafter.draft(room, threads=self._context.threads)
 
     def _speculate(self, job: int, drafted: list[int]) -> list[Emission]:
         """The last token and the guesses in one call; what was drawn up to the first wrong guess is what single steps

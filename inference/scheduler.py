@@ -127,6 +127,11 @@ class Schedule:
         if seat is not None:
             seat.read = min(max(seat.read, read), seat.emitted)
 
+    def room(self, job: int) -> int:
+        """How many tokens its consumer still has room for."""
+        seat = self._seats[job]
+        return self._window - (seat.emitted - seat.read)
+
     def next_step(self) -> Prefill | Decode | None:
         """None when nothing can run: no jobs, or every consumer is a whole window behind."""
         pending = min(filter(self._pends, self._seats.values()), key=_urgency, default=None)
@@ -161,7 +166,7 @@ class Schedule:
         return seat.filled < seat.total and (ahead is None or ahead.filled >= seat.behind)
 
     def _flows(self, seat: Seat) -> bool:
-        return seat.filled == seat.total and seat.emitted - seat.read < self._window
+        return seat.filled == seat.total and self.room(seat.job) > 0
 
     def _next_turn(self) -> int:
         self._turn += 1

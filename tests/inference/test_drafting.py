@@ -132,6 +132,20 @@ def test_an_end_token_in_the_middle_of_a_guess_ends_the_answer_there():
     assert all(not held for held in context.held)
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 64])
+def test_a_guess_never_says_more_than_its_reader_has_room_for(window):
+    batch = Batch(Copying(1, threads=2), slots=1, window=window, draft=True)
+    start(batch, 1, prompt_of(40), 300)
+    said = read = 0
+    while batch.can_step or said > read:
+        while batch.can_step:
+            said += len(batch.step())
+        assert said - read <= window
+        read = min(said, read + max(1, window // 2))
+        batch.acknowledge(1, read)
+    assert said == 300
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_no_length_window_or_context_changes_an_answer(data):
