@@ -170,7 +170,7 @@ async def test_a_worker_that_is_killed_or_hangs_costs_its_task_and_comes_back(sp
                 with pytest.raises(EngineFailed):
                     async for _ in stream:
                         pass
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(60):
                 assert words(await heard(engine, as_wav(speech)))
 
 
