@@ -146,20 +146,20 @@ class Crew:
         leaves, done = self._partial.leaves, self._partial.done
         first, last = leaves[segment.numbers[0]], leaves[segment.numbers[-1]]
         length = last.offset + last.length - first.offset
-        spare, told = bytearray(), _Told(self._root, standing.name)
+        spare, told = bytearray(), Told(self._root, standing.name)
         async with aclosing(standing.source.read_range(self._root, first.offset, length)) as pieces, told:
             deadline = self._clock() + self._patience.leaf_timeout_s
             while segment.numbers and not all(done[number] for number in segment.numbers):
                 piece = await self._piece(pieces, deadline, standing)
                 numbers = _within(segment.numbers, leaves, len(spare) + len(piece))
-                good, bad = await self._in_thread(take_piece, self._partial, numbers, spare, piece)
+                good, bad = await self._in_thread(take_piece, self._partial, numbers, spare, piece, told)
                 for number in numbers[:good]:
                     if segment.numbers and segment.numbers[0] == number:  # else another took it over meanwhile
                         segment.numbers.popleft()
                 if good:
                     segment.since = self._clock()
                     deadline = segment.since + self._patience.leaf_timeout_s
-                    self._count(standing, told, [leaves[number] for number in numbers[:good]])
+                    self._count(standing, [leaves[number] for number in numbers[:good]])
                 if bad is not None:
                     await self._doubt(leaves[bad])
                     raise BlockInvalid(
@@ -184,7 +184,7 @@ class Crew:
         largest = max(self._partial.leaves[number].length for number in segment.numbers) or 1
         window = _BLOCKS_LIMIT_BYTES // (largest * sum(self._workers.values()))
         window = max(1, min(_BLOCKS_IN_FLIGHT // self._board.streams, window))
-        async with _Told(self._root, standing.name) as told:
+        async with Told(self._root, standing.name) as told:
             tasks = [asyncio.create_task(self._some_blocks(standing, segment, told)) for _ in range(window)]
             try:
                 for ended in asyncio.as_completed(tasks):
@@ -194,7 +194,7 @@ class Crew:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _some_blocks(self, standing: Standing, segment: Segment, told: _Told) -> None:
+    async def _some_blocks(self, standing: Standing, segment: Segment, told: Told) -> None:
         while segment.numbers and self._crowd.is_live(standing):
             number = segment.numbers.popleft()
             if self._partial.done[number]:
@@ -206,18 +206,17 @@ class Crew:
                     block = await checked_block(standing.source, leaf.cid)
             except TimeoutError:
                 raise self._too_slow(standing) from None
-            if not await self._in_thread(self._partial.accept, number, leaf.cut(block)):
+            if not await self._in_thread(_accept, self._partial, number, leaf.cut(block), told):
                 await self._doubt(leaf)
                 raise BlockInvalid(f"the leaf at offset {leaf.offset} of {self._root} is not what its tree says.")
             segment.flying.discard(number)
             segment.since = self._clock()
-            self._count(standing, told, [leaf])
+            self._count(standing, [leaf])
 
     # ---- both ------------------------------------------------------------------------------------
 
-    def _count(self, standing: Standing, told: _Told, leaves: Sequence[Leaf]) -> None:
+    def _count(self, standing: Standing, leaves: Sequence[Leaf]) -> None:
         moved = sum(leaf.length for leaf in leaves)
-        told.blocks, told.bytes = told.blocks + len(leaves), told.bytes + moved
         self._crowd.delivered(standing, moved)
         self._meter.moved(moved, self._partial.done_bytes)
         self._unsaved += moved
@@ -238,20 +237,22 @@ class Crew:
             await self._save()
 
 
-class _Told:
-    """One line in the log for what one request brought."""
+class Told:
+    """One line in the log for what one request brought. `lengths` grows in the thread that writes the leaves: a worker
+    that is cancelled because the file is whole may have written the last of them."""
 
     def __init__(self, root: str, name: str) -> None:
-        self.blocks = self.bytes = 0
+        self.lengths: list[int] = []
         self._root = root
         self._name = name
 
-    async def __aenter__(self) -> _Told:
+    async def __aenter__(self) -> Told:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.blocks:
-            _log.info("blocks_verified", cid=self._root, **{"from": self._name}, blocks=self.blocks, bytes=self.bytes)
+        if self.lengths:
+            blocks, size = len(self.lengths), sum(self.lengths)
+            _log.info("blocks_verified", cid=self._root, **{"from": self._name}, blocks=blocks, bytes=size)
 
 
 def _within(numbers: Sequence[int], leaves: Sequence[Leaf], length: int) -> list[int]:
@@ -265,7 +266,17 @@ def _within(numbers: Sequence[int], leaves: Sequence[Leaf], length: int) -> list
     return some
 
 
-def take_piece(partial: Partial, numbers: Sequence[int], spare: bytearray, piece: memoryview) -> tuple[int, int | None]:
+def _accept(partial: Partial, number: int, data: bytes | bytearray | memoryview, told: Told) -> bool:
+    """Blocking. Write leaf `number` if `data` hashes to it, and tell of it."""
+    if not partial.accept(number, data):
+        return False
+    told.lengths.append(len(data))
+    return True
+
+
+def take_piece(
+    partial: Partial, numbers: Sequence[int], spare: bytearray, piece: memoryview, told: Told
+) -> tuple[int, int | None]:
     """Blocking. Write the leaves `numbers` of which `spare` and then `piece` are the bytes; what is left of an
     unfinished leaf goes into `spare`. (how many were right, the number of the one that was not)."""
     at = good = 0
@@ -279,7 +290,7 @@ def take_piece(partial: Partial, numbers: Sequence[int], spare: bytearray, piece
             spare += data
             data = bytes(spare)
             spare.clear()
-        if not partial.accept(number, data):
+        if not _accept(partial, number, data, told):
             return good, number
         at, good = at + wanted, good + 1
     return good, None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inference.models.board import LONGEST_BYTES, SHORTEST_BYTES, Board
-from inference.models.crew import take_piece
+from inference.models.crew import Told, take_piece
 from inference.models.partial import Partial
 from inference.models.progress import Meter, Progress, Rate
 from inference.models.standing import Crowd, Patience
@@ -112,11 +112,13 @@ def test_pieces_of_any_size_make_the_same_leaves(tmp_path: Path, piece: int) -> 
     data = random.Random(piece).randbytes(1000)
     table = [Leaf(at, 100, hashlib.sha256(data[at : at + 100]).digest()) for at in range(0, 1000, 100)]
     partial, spare, left = Partial(tmp_path, "root", table, 1000), bytearray(), list(range(10))
+    told = Told("root", "source")
     for at in range(0, 1000, piece):
-        good, bad = take_piece(partial, left, spare, memoryview(data)[at : at + piece])
+        good, bad = take_piece(partial, left, spare, memoryview(data)[at : at + piece], told)
         assert bad is None
         del left[:good]
     assert partial.whole
+    assert told.lengths == [100] * 10
     partial.close()
     assert partial.part.read_bytes() == data
 
@@ -124,8 +126,10 @@ def test_pieces_of_any_size_make_the_same_leaves(tmp_path: Path, piece: int) -> 
 def test_a_piece_with_a_wrong_leaf_says_which_and_keeps_those_before(tmp_path: Path) -> None:
     table = [Leaf(at, 10, hashlib.sha256(b"x" * 10).digest()) for at in range(0, 50, 10)]
     partial = Partial(tmp_path, "root", table, 50)
+    told = Told("root", "source")
     bent = memoryview(b"x" * 25 + b"?" + b"x" * 24)
-    assert take_piece(partial, range(5), bytearray(), bent) == (2, 2)
+    assert take_piece(partial, range(5), bytearray(), bent, told) == (2, 2)
+    assert told.lengths == [10, 10]
     assert partial.done_bytes == 20
     partial.close()
 

@@ -6,8 +6,10 @@ import asyncio
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from structlog.testing import capture_logs
@@ -36,6 +38,7 @@ from tests.inference.models.content_kit import (
     zeros_app,
 )
 
+T = TypeVar("T")
 DATA = seeded(40 * MIB + 77)
 HASTE = Patience(strikes=3, pause_s=0.05)
 
@@ -80,6 +83,29 @@ async def test_the_log_shows_every_block_and_from_whom(store: Store, other_store
     assert sum(line["blocks"] for line in verified) == 41
     assert sum(line["bytes"] for line in verified) == len(DATA)
     assert {(line["cid"], line["from"]) for line in verified} == {(root, peer.name)}
+
+
+class Dawdling(Store):
+    """Its threads are slow to report: what they wrote is on disk before anybody hears of it."""
+
+    async def in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        def slowly() -> T:
+            result = work(*arguments)
+            time.sleep(0.06)
+            return result
+
+        return await super().in_thread(slowly)
+
+
+async def test_the_log_shows_a_block_whose_worker_was_cancelled_because_the_file_was_whole(
+    other_store: Store, tmp_path: Path
+) -> None:
+    root, store = await put(other_store, tmp_path, DATA, public=True), Dawdling(tmp_path / "dawdling")
+    with capture_logs() as lines:
+        async with sources(content_app(other_store, limits=PLENTY)) as (peer,):
+            await fetch_file(store, root, [peer])
+    store.close()
+    assert sum(line["blocks"] for line in lines if line["event"] == "blocks_verified") == 41
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1])
