@@ -243,6 +243,11 @@ class BentNetwork:
         return BentConversation(await self._network.open_conversation(peer, task), self._on_send)
 
 
+async def settle(*sellers: ShopSeller) -> None:
+    """Wait until the sellers' books stopped moving."""
+    await asyncio.sleep(0.1)
+
+
 async def _nobody(conversation) -> None:
     raise AssertionError("nobody calls a buyer")
 

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from shop import OCTO, make_order
+from shop import OCTO, make_order, settle
 
 from market.channel import ChannelState, take
 from market.errors import NoProvider, OctoError, PaymentRefused, PeerBrokeProtocol, PeerFailed
@@ -23,10 +23,6 @@ from market.voucher import Voucher, VoucherFrame, sign_voucher
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 INPUT = 9 * OCTO // 10**6
 STRANGER = Secp256k1Signer(b"\x07" * 32)
-
-
-async def settle(*sellers) -> None:
-    await asyncio.sleep(0.1)
 
 
 class Forger:
