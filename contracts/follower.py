@@ -19,7 +19,7 @@ from contracts.faults import Reverted
 from contracts.openings import Openings
 from contracts.sender import Sender
 from contracts.views import Views
-from market.channel import Channel
+from market.channel import Channel, ChannelState
 from market.errors import OctoError
 from market.money import format_octo
 from market.ports import Books, Clock
@@ -60,6 +60,15 @@ class Follower:
         self._on_closing = on_closing
         self._told: dict[bytes, int] = {}
 
+    async def catch_up(self) -> None:
+        """Tell of what ended while nobody here followed the chain: before anything is paid from a channel of an earlier
+        run, or served for one. Sends nothing; a chain that does not answer is no reason not to start."""
+        lasting = {channel.id for channel in await self._ours() if channel.state is not ChannelState.CLOSED}
+        try:
+            await self._see(lasting)
+        except OctoError as error:
+            log.warning("channels_not_looked_at", why=error.message, next_step=error.next_step)
+
     async def run(self) -> None:
         """Until cancelled; survives whatever the chain does."""
         loop = asyncio.get_running_loop()
@@ -93,13 +102,17 @@ class Follower:
             await self._look_at(touched)
 
     async def _look_at(self, channel_ids: Iterable[bytes]) -> None:
+        if any(state.closing for state in await self._see(channel_ids)):
+            await self._collector.settle()  # a voucher of a closing channel waits for nothing
+
+    async def _see(self, channel_ids: Iterable[bytes]) -> list[OnChain]:
+        """How they are now; whoever wants to know hears of those that are ending."""
         ids = sorted(channel_ids)
-        states = dict(zip(ids, await self._views.look_newest(ids), strict=True))
-        for channel_id, state in states.items():
+        states = await self._views.look_newest(ids)
+        for channel_id, state in zip(ids, states, strict=True):
             if state.closes_at != self._told.get(channel_id, 0):
                 await self._tell(channel_id, state)
-        if any(state.closing for state in states.values()):
-            await self._collector.settle()  # a voucher of a closing channel waits for nothing
+        return states
 
     async def _tell(self, channel_id: bytes, state: OnChain) -> None:
         log.info("channel_closing", channel=channel_id.hex(), closes_at=state.closes_at, closed=state.closed)

@@ -58,7 +58,8 @@ async def open_chain_rail(
     follow_terms: FollowTerms | None = None,
     on_closing: OnClosing | None = None,
 ) -> AsyncIterator[ChainParts]:
-    """The rail of `deployment` through the endpoint at `url`, following the chain until closed.
+    """The rail of `deployment` through the endpoint at `url`, following the chain until closed. `on_closing` has heard
+    by then of each channel that ended, or began to, since the books were closed.
 
     `keepers(name)` gives a place to keep a few bytes: "openings", "cursor", "settlement". A chain that is away is no
     reason not to start. Raises WrongChain when it is there and not the deployment's, or of another network.
@@ -100,6 +101,8 @@ async def open_chain_rail(
         )  # fmt: skip
         await openings.load()
         await collector.load()
+        if chain.health.state != "away":
+            await follower.catch_up()
         following = [asyncio.create_task(follower.run(), name="follower"), asyncio.create_task(chain.watch())]
         try:
             yield ChainParts(

@@ -87,6 +87,7 @@ class Sale:
             quoting = Quoting(seller, call, task=self._task, client=client)
             kept = await find_kept(seller, call, quoting.served, asker=self._peer)
             quoting.check_room(kept)
+            seller.till.check_open(call.channel)
             await seller.till.check_serving()
         except OctoError as error:
             await self._talk.say(Refuse(code=error.code, reason=str(error)[:500]))

@@ -57,10 +57,15 @@ class Till:
         self._debts: defaultdict[bytes, int] = defaultdict(int)
         self._over: defaultdict[bytes, int] = defaultdict(int)
         self._newest: defaultdict[bytes, deque[bytes]] = defaultdict(lambda: deque(maxlen=TAIL_LIMIT))
+        self._over_before: set[bytes] = set()
 
     async def load(self) -> None:
         for channel in await self._books.channels():
-            if channel.role == "payee" and channel.state is not ChannelState.CLOSED:
+            if channel.role != "payee":
+                continue
+            if channel.state is ChannelState.CLOSED:
+                self._over_before.add(channel.id)
+            else:
                 self._channels[channel.id] = channel
 
     def taken(self, channel_id: bytes | None) -> int:
@@ -90,6 +95,13 @@ class Till:
     async def check_serving(self) -> None:
         """Before a quote: raises PaymentRefused while what we are paid cannot become money."""
         await self._rail.check_serving()
+
+    def check_open(self, channel_id: bytes | None) -> None:
+        """Before a quote: raises PaymentRefused for a channel that has ended or is about to. Whoever has not heard of
+        it yet would sign a voucher on it, for work that `admit` refuses."""
+        channel = self._channels.get(channel_id or b"")
+        if channel_id in self._over_before or (channel is not None and channel.state is not ChannelState.OPEN):
+            raise PaymentRefused("the channel is closing.", next_step="Open a new one.")
 
     async def admit(self, channel_id: bytes, opening: Opening | None, *, client: Binding, quote: Quote) -> Account:
         """The account of an accepted task on a funded channel of the client's; raises PaymentRefused."""

@@ -26,7 +26,8 @@ CHALLENGE_S = 3600
 
 
 class Street:
-    """A chain and one shop, whose keeper may die; customers come and go. `lives` numbers them."""
+    """A chain and one shop, whose keeper may die; customers come and go. `lives` numbers them; `chain_lag_s`: how late
+    the chain's first answers come to who starts from now on."""
 
     def __init__(self, folder: Path, devchain: Devchain, chain: Chain, rpc: Rpc) -> None:
         self.folder = folder
@@ -35,6 +36,7 @@ class Street:
         self.octo = Token(chain, devchain.deployment, "Octo")
         self.channels = Channels(chain, devchain.deployment)
         self.lives = itertools.count(1)
+        self.chain_lag_s = 0.0
         self._payee: Forked | None = None
         self._address = ""
         self._later = AsyncExitStack()
@@ -66,6 +68,7 @@ class Street:
                 folder=self.folder / name,
                 chain=self.devchain.url,
                 deployment=self.devchain.deployment_file,
+                chain_lag_s=self.chain_lag_s,
                 **terms,
             )
         )

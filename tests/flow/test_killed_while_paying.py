@@ -50,8 +50,9 @@ async def buy(client: Forked) -> dict:
     return answer
 
 
-async def live(street: Street, who: str, step: Step | None) -> list[Step]:
-    """One customer's whole story, with the death of client or provider at `step`; the steps that there were."""
+async def live(street: Street, who: str, step: Step | None, *, then_lag_s: float = 0.0) -> list[Step]:
+    """One customer's whole story, with the death of client or provider at `step`; the steps that there were. Who was
+    dead gets the chain's first answers `then_lag_s` late."""
     name = f"alice-{next(street.lives)}"
     bob_had = await street.octo_of("bob")
     client = await street.customer(name)
@@ -70,6 +71,7 @@ async def live(street: Street, who: str, step: Step | None) -> list[Step]:
         except Died:
             assert mortal.exit_code == -signal.SIGKILL
             await no_voucher_is_lost(street, name, who, client)
+            street.chain_lag_s = then_lag_s
             if who == "client":
                 client = await street.customer(name, funded=False)
             else:
@@ -167,6 +169,12 @@ async def test_a_death_at_any_step_of_a_payment_loses_nothing_and_pays_nothing_t
         assert len(steps) > 20
         for step in steps:
             await live(street, who, step)
+
+
+async def test_who_died_before_noting_that_a_channel_is_closing_knows_it_before_it_pays_again(tmp_path):
+    """The chain's first answers come late: whoever did not wait would sign a voucher that nobody can redeem."""
+    async with open_street(tmp_path) as street:
+        await live(street, "client", ("before saving: closing channel", 1), then_lag_s=0.5)
 
 
 @pytest.mark.heavy

@@ -11,6 +11,7 @@ from shop import OCTO, make_order, settle
 from market.errors import (
     DiskFull,
     InsufficientFunds,
+    NoProvider,
     PeerFailed,
 )
 from market.merkle import Peaks
@@ -112,6 +113,31 @@ async def test_tasks_that_pay_at_once_cast_no_doubt_on_their_channel(shop):
     await settle(bob)
     assert sum(length > 1 for length in lengths) <= 2, "at most once as a round begins, for what is read late"
     assert alice.spent() == bob.earned()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_on_a_channel_that_is_ending_nothing_is_signed_by_a_client_that_has_not_heard_of_it(
+    shop, closed, restarted
+):
+    bob, alice = shop.seller(), shop.buyer()
+    await alice.ask()
+    await settle(bob)
+    ((_, channel_id),) = bob.books.saved
+    await bob.till.closing(channel_id, closed=closed)
+    if restarted:
+        bob.till._channels.clear()
+        await bob.till.load()
+    paid = bob.earned()
+    with pytest.raises(NoProvider, match="every provider") as failed:
+        await alice.ask()
+    assert failed.value.reasons == {bob.party.peer: "the channel is closing. Open a new one."}
+    assert alice.spent() == bob.earned() == paid
+    assert not alice.standing.of(bob.party.peer).get("silent"), "it took nothing"
+    await alice.purse.closing(channel_id, closed=closed)
+    await alice.ask()
+    await settle(bob)
+    assert alice.spent() == bob.earned() == 2 * paid
 
 
 async def test_vouchers_and_channels_survive_a_restart_of_the_client(shop):

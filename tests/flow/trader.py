@@ -82,6 +82,7 @@ class Terms:
     provider: str = ""
     join: tuple[str, ...] = ()
     away_limit: int = OCTO
+    chain_lag_s: float = 0.0
 
 
 class Keys:
@@ -198,7 +199,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
         books = WatchedBooks(await stack.enter_async_context(open_store(terms.folder / "node.db")), wire)
         parts = await stack.enter_async_context(
             open_chain_rail(
-                await stack.enter_async_context(open_watched_chain(terms.chain, wire)),
+                await stack.enter_async_context(open_watched_chain(terms.chain, wire, lag_s=terms.chain_lag_s)),
                 deployment=deployment,
                 network=NETWORK,
                 wallet=keys.wallet,

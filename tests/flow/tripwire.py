@@ -5,6 +5,7 @@ Every wrapper here stands around a part that goes in as an argument: books, note
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -127,11 +128,15 @@ class WatchedNetwork:
 
 
 @asynccontextmanager
-async def open_watched_chain(url: str, wire: Tripwire) -> AsyncIterator[str]:
-    """The chain's endpoint through a door of our own: each transaction may be the last thing that we do."""
+async def open_watched_chain(url: str, wire: Tripwire, *, lag_s: float) -> AsyncIterator[str]:
+    """The chain's endpoint through a door of our own: each transaction may be the last thing that we do. The
+    first dozen answers come `lag_s` late."""
+    late = iter(range(12))
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
+        if next(late, None) is not None:
+            await asyncio.sleep(lag_s)
         is_transaction = b"eth_sendRawTransaction" in body
         if is_transaction:
             wire.step("before a transaction")

@@ -1,5 +1,6 @@
 """Channels end on two real chains, and the deposit finds its way: asked for, slept through, too late, forgotten."""
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from chain_nodes import NEVER, node, opened, paid, pair, terms_between, until
@@ -47,6 +48,23 @@ async def test_a_payee_that_slept_through_the_request_still_redeems_in_time(worl
 
             await until(redeemed)
             assert mine.id in payee.closing
+
+
+async def test_whoever_slept_has_heard_of_what_ended_before_its_rail_is_open(world):
+    """Or a payer would sign a voucher on a channel that is closing, and a payee serve for one that is closed."""
+    slept = {"payer": MemoryBooks(), "payee": MemoryBooks()}
+    wallets = {side: await world.wallet() for side in slept}
+    async with AsyncExitStack() as stack:
+        payer, payee = [
+            await stack.enter_async_context(node(world, wallet=wallets[side], books=slept[side])) for side in slept
+        ]
+        (closing, _), (closed, _), (lasting, _) = [await opened(payer, payee) for _ in range(3)]
+    async with node(world, wallet=wallets["payer"]) as payer, node(world, wallet=wallets["payee"]) as payee:
+        await payer.rail.request_close(closing)
+        await payee.rail.close(closed)
+    for side, books in slept.items():
+        async with node(world, wallet=wallets[side], books=books) as woken:
+            assert sorted(woken.closing) == sorted((closing.id, closed.id)), f"the {side}, of all but {lasting.id}"
 
 
 async def test_a_voucher_that_comes_too_late_is_given_up_and_holds_nothing_up(world):
