@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.drafting import Drafter
-from inference.prefix import NO_SCOPE, Prefixes
+from inference.prefix import NO_SCOPE, TAIL_WORTH, Prefixes
 from inference.sampler import Logits, Sampler, logprobs_of
-from inference.scheduler import Prefill, Schedule, Seat, layout
+from inference.scheduler import CHUNK, Prefill, Schedule, Seat, layout
 from market.errors import OctoError, RequestInvalid
 from market.task import Sampling
+
+_SIZE_OF_A_TOKENS_COPY: Final = 256
+"""A sequence is copied whole: so many tokens that it can hold cost as much as one row."""
 
 
 class Row(NamedTuple):
@@ -117,6 +120,7 @@ class _Running:
     settled: bool = False
     """Whether we have looked, at its first step, for a lane that holds more of its prompt."""
     last: int = -1
+    """The token that the next step feeds: at first the last of `rows`."""
 
 
 class Batch:
@@ -130,7 +134,8 @@ class Batch:
         self._draft = draft
         self._grammars = grammars
         self._schedule = Schedule(slots=slots, window=window, replay=context.replay)
-        self._prefixes = Prefixes(slots)
+        worth = max(TAIL_WORTH, context.size // _SIZE_OF_A_TOKENS_COPY) if context.replay > 1 else CHUNK
+        self._prefixes = Prefixes(slots, tail_worth=worth)
         self._slots = slots
         self._running: dict[int, _Running] = {}
         self._held = [0] * slots
@@ -150,7 +155,10 @@ class Batch:
             grammar = self._grammar(work)
         except OctoError as error:
             return _failure(job, error)
-        slot, filled = self._prefixes.place(self._schedule.free, work.scope, work.prompt)
+        slot, filled, moved = self._prefixes.place(self._schedule.free, work.scope, work.prompt)
+        if moved >= 0:
+            self._context.copy(slot, moved)
+            self._held[moved] = self._held[slot]
         seat = self._schedule.join(
             job,
             slot=slot,
@@ -164,7 +172,7 @@ class Batch:
         self._prefixes.begin(slot, work.scope, work.prompt, filled)
         limit = min(work.max_tokens, self._context.size - len(work.prompt))
         rows = [*work.prompt, *work.generated]
-        self._running[job] = _Running(work, rows, sampler, limit, grammar, cached=filled)
+        self._running[job] = _Running(work, rows, sampler, limit, grammar, cached=filled, last=rows[-1])
         leader, shared = self._prefixes.ahead(slot)
         if leader >= 0:
             self._schedule.follow(job, self._job_in(leader), shared)
@@ -181,27 +189,30 @@ class Batch:
     def step(self) -> list[Emission]:
         """One decode call and what came of it."""
         step = self._schedule.next_step()
+        while isinstance(step, Prefill) and self._settle(step):
+            step = self._schedule.next_step()
         if step is None:
             return []
         if isinstance(step, Prefill):
-            return self._prefill(self._settle(step))
+            return self._prefill(step)
         drafted = self._drafted(step.jobs[0]) if self._draft and len(step.jobs) == 1 else []
         return self._speculate(step.jobs[0], drafted) if drafted else self._decode(step.jobs)
 
-    def _settle(self, step: Prefill) -> Prefill:
-        """Before a job's first row: copy what another lane holds of its prompt, if that is more."""
+    def _settle(self, step: Prefill) -> bool:
+        """Before a job's first row: copy what another lane holds of its prompt, if that is more. Whether it was."""
         running = self._running[step.job]
         if running.settled:
-            return step
+            return False
         running.settled = True
         source, tokens = self._prefixes.best(running.work.scope, running.work.prompt)
         if tokens <= step.start:
-            return step
+            return False
         self._context.copy(source, step.slot)
         self._keep(step.slot, tokens)
         self._prefixes.fill(step.slot, tokens)
         running.cached = tokens
-        return self._schedule.skip(step, tokens)
+        self._schedule.skip(step, tokens)
+        return True
 
     def _prefill(self, step: Prefill) -> list[Emission]:
         tokens = self._running[step.job].rows
@@ -259,6 +270,8 @@ class Batch:
 
     def _emit(self, seat: Seat, logits: Logits) -> Emission:
         running = self._running[seat.job]
+        if not running.drawn:
+            self._prefixes.fill(seat.slot, len(running.rows))
         cached, running.cached = running.cached, 0
         grammar = running.grammar
         try:

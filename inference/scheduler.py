@@ -5,8 +5,9 @@ nothing; `inference.batch` acts. Must not know: llama.cpp, tokens' values, time,
 
 Canonical chunks. A prompt is prefilled 64 rows at a time counted from position 0, each chunk in a call
 of its own; rows that decode share calls of their own. Measured: then a job's logits are the same to the
-bit whatever else runs; a chunk of 64 mixed with other rows agreed in 0 of 60 steps. A job that is resumed
-has its own tokens fed again in calls of at most 63 rows, which equal single steps to the bit; 64 do not.
+bit whatever else runs; a chunk of 64 mixed with other rows agreed in 0 of 60 steps. Calls of at most 63 rows of a
+sequence equal single steps to the bit; 64 do not. So a job that is resumed has its own tokens fed again in such calls,
+and the last row of a prompt's tail (what is left beyond whole chunks) goes with the rows that decode.
 """
 
 from __future__ import annotations
@@ -114,12 +115,11 @@ class Schedule:
         if ahead.priority <= seat.priority:
             seat.leader, seat.behind = leader, rows
 
-    def skip(self, step: Prefill, filled: int) -> Prefill:
-        """The prefill step instead of `step`, just given, now that `filled` rows are there from elsewhere."""
+    def skip(self, step: Prefill, filled: int) -> None:
+        """`step`, just given, is not taken, since `filled` rows are there from elsewhere; its job keeps its turn."""
         self._prefilled -= step.stop - step.start
         seat = self._seats[step.job]
-        seat.filled = filled
-        return self._chunk(seat)
+        seat.filled, seat.turn = filled, 0
 
     def acknowledge(self, job: int, read: int) -> None:
         """The consumer has taken `read` tokens in all. Old and unknown news changes nothing."""
@@ -138,12 +138,14 @@ class Schedule:
         flowing = [seat for seat in self._seats.values() if self._flows(seat)]
         if pending is None or self._yields(pending, flowing):
             self._prefilled = 0
+            for seat in flowing:
+                seat.filled = seat.total
             return Decode(tuple(seat.job for seat in sorted(flowing, key=_slot))) if flowing else None
         pending.turn = self._next_turn()
         return self._chunk(pending)
 
     def can_step(self) -> bool:
-        return any(seat.filled < seat.total or self._flows(seat) for seat in self._seats.values())
+        return any(seat.filled < seat.total - self._steps(seat) or self._flows(seat) for seat in self._seats.values())
 
     def _yields(self, pending: Seat, flowing: Sequence[Seat]) -> bool:
         """Whether who decodes goes before `pending`."""
@@ -163,10 +165,14 @@ class Schedule:
 
     def _pends(self, seat: Seat) -> bool:
         ahead = self._seats.get(seat.leader)
-        return seat.filled < seat.total and (ahead is None or ahead.filled >= seat.behind)
+        return seat.filled < seat.total - self._steps(seat) and (ahead is None or ahead.filled >= seat.behind)
 
     def _flows(self, seat: Seat) -> bool:
-        return seat.filled == seat.total and self.room(seat.job) > 0
+        return seat.filled >= seat.total - self._steps(seat) and self.room(seat.job) > 0
+
+    def _steps(self, seat: Seat) -> int:
+        """How many of a job's rows, at its end, decode calls feed: the last one, if its bits are those of a step."""
+        return int(self._replay > 1 and seat.total > seat.prompt // CHUNK * CHUNK)
 
     def _next_turn(self) -> int:
         self._turn += 1

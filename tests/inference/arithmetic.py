@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from inference.batch import Batch, Row, Work
+from inference.scheduler import CHUNK
 from market.task import Sampling
 
 GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
 VOCABULARY = 50
+_FED_IN_64 = 7
 
 
 class ArithmeticContext:
-    """The next token is a function of all tokens of the sequence so far. Checks what llama.cpp would check."""
+    """The next token is a function of all tokens of the sequence so far, and of how each was fed: in a call of 64 rows,
+    or of fewer, which llama.cpp computes to other bits. Checks what llama.cpp would check."""
 
     replay = 63
 
@@ -30,7 +33,7 @@ class ArithmeticContext:
         found = []
         for row in rows:
             assert row.position == len(self.held[row.slot]) < self.size, "positions follow one another"
-            self.held[row.slot].append(row.token)
+            self.held[row.slot].append(row.token + (_FED_IN_64 if len(rows) >= CHUNK else 0))
             if row.wanted:
                 logits = np.zeros(VOCABULARY, dtype=np.float32)
                 logits[self.next_token(self.held[row.slot])] = np.nan if row.slot in self.poisoned else 1
@@ -50,10 +53,11 @@ class ArithmeticContext:
 
 
 def expected(prompt: Sequence[int], count: int) -> list[int]:
-    tokens = list(prompt)
+    whole = len(prompt) // CHUNK * CHUNK
+    fed = [token + _FED_IN_64 for token in prompt[:whole]] + list(prompt[whole:])
     for _ in range(count):
-        tokens.append(ArithmeticContext.next_token(tokens))
-    return tokens[len(prompt) :]
+        fed.append(ArithmeticContext.next_token(fed))
+    return fed[len(prompt) :]
 
 
 def prompt_of(length: int, salt: int = 0) -> list[int]:

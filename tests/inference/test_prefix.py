@@ -28,19 +28,56 @@ def finish(batch: Batch, job: int, prompt: list[int], *, scope: bytes = SCOPE, t
     return emissions[0].cached
 
 
-def test_the_second_identical_prompt_computes_its_last_chunk_only():
+def test_the_second_identical_prompt_computes_its_last_row_only():
     batch, context = batch_of(2)
     assert finish(batch, 1, prompt_of(400)) == 0
     context.calls.clear()
-    assert finish(batch, 2, prompt_of(400)) == 384
-    assert len(context.calls[0]) == 16
+    assert finish(batch, 2, prompt_of(400)) == 399
+    assert len(context.calls[0]) == 1
 
 
-@pytest.mark.parametrize(("length", "reused"), [(64, 0), (65, 64), (128, 64), (129, 128), (63, 0)])
-def test_whole_blocks_are_reused_and_the_last_row_is_always_computed(length, reused):
+@pytest.mark.parametrize(
+    ("length", "reused"), [(64, 0), (65, 64), (79, 64), (80, 79), (128, 64), (129, 128), (63, 62), (17, 16), (15, 0)]
+)
+def test_blocks_and_tails_worth_it_are_reused_and_the_last_row_is_always_computed(length, reused):
     batch, _ = batch_of(1)
     finish(batch, 1, prompt_of(length))
     assert finish(batch, 2, prompt_of(length)) == reused
+
+
+def test_a_beginning_shorter_than_a_block_is_computed_once_for_prompts_with_as_many_blocks():
+    batch, context = batch_of(3)
+    system = prompt_of(30)
+    finish(batch, 1, system + prompt_of(20, 1))
+    assert finish(batch, 2, system + prompt_of(25, 2)) == 30
+    assert context.copies == [(0, 1)], "the first prompt is still there"
+    assert finish(batch, 3, system + prompt_of(60, 3)) == 0, "its first block is computed as a whole"
+    assert finish(batch, 4, system + prompt_of(20, 1)) == 49
+
+
+def test_where_tails_have_other_bits_than_steps_they_serve_nobody():
+    context = ArithmeticContext(1)
+    context.replay = 1
+    batch = Batch(context, slots=1, window=256)
+    finish(batch, 1, prompt_of(120))
+    assert finish(batch, 2, prompt_of(120)) == 64
+
+
+def test_a_long_lane_is_copied_for_more_tokens_only():
+    context = ArithmeticContext(2, size=8192)
+    batch = Batch(context, slots=2, window=256)
+    finish(batch, 1, prompt_of(32) + prompt_of(20, 1))
+    assert finish(batch, 2, prompt_of(31) + prompt_of(20, 2)) == 0
+    assert finish(batch, 3, prompt_of(32) + prompt_of(20, 3)) == 32
+
+
+def test_one_prompt_asked_eight_times_at_once_is_prefilled_once():
+    batch, context = batch_of(8)
+    for job in range(8):
+        start(batch, job, prompt_of(100), 4, scope=SCOPE)
+    assert run(batch) == {job: expected(prompt_of(100), 4) for job in range(8)}
+    assert [len(call) for call in context.calls[:2]] == [64, 36]
+    assert len(context.calls) == 2 + 1 + 4, "the leader's first step, while the others are copied; then all together"
 
 
 def test_what_was_generated_serves_nobody():
@@ -48,6 +85,9 @@ def test_what_was_generated_serves_nobody():
     prompt = prompt_of(60)
     finish(batch, 1, prompt, tokens=100)
     assert finish(batch, 2, prompt + expected(prompt, 100)) == 0
+    prompt = prompt_of(40, 1)
+    finish(batch, 5, prompt, tokens=20)
+    assert finish(batch, 6, prompt + expected(prompt, 20)) == 40
     prompt = prompt_of(70)
     finish(batch, 3, prompt, tokens=100)
     assert finish(batch, 4, prompt + expected(prompt, 100)) == 64
@@ -61,6 +101,8 @@ def test_a_prompt_is_shared_within_its_scope_only_and_without_one_leaves_nothing
     assert finish(batch, 4, prompt_of(200), scope=b"") == 0
     assert sorted(len(held) for held in context.held) == [0, 0, 192, 192]
     assert finish(batch, 5, prompt_of(200), scope=OTHER) == 192
+    assert finish(batch, 6, prompt_of(50), scope=SCOPE) == finish(batch, 7, prompt_of(50), scope=OTHER) == 0
+    assert finish(batch, 8, prompt_of(50), scope=OTHER) == 49
 
 
 def test_a_running_jobs_prompt_serves_too_by_copy():
@@ -112,13 +154,32 @@ def test_the_least_recently_used_lane_is_lost_first_and_a_copy_loses_nothing():
         prefixes.fill(lane, 130)
         assert prefixes.end(lane) == 128
     assert prefixes.held == 3 * 128
-    assert prefixes.place([0, 1, 2], SCOPE, prompts[1]) == (1, 128), "as it is"
+    assert prefixes.place([0, 1, 2], SCOPE, prompts[1]) == (1, 128, -1), "as it is"
     prefixes.begin(0, SCOPE, prompts[0], 128)
     prefixes.end(0)
-    assert prefixes.place([0, 1, 2], SCOPE, prompts[3]) == (1, 0), "used longest ago"
+    assert prefixes.place([0, 1, 2], SCOPE, prompts[3]) == (1, 0, -1), "used longest ago"
     half = prompts[1][:70] + prompts[3]
-    assert prefixes.place([0, 1, 2], SCOPE, half) == (2, 0) and prefixes.best(SCOPE, half) == (1, 64)
-    assert prefixes.place([1], SCOPE, half) == (1, 64), "its tail is lost: there is no other lane"
+    assert prefixes.place([0, 1, 2], SCOPE, half) == (2, 0, -1) and prefixes.best(SCOPE, half) == (1, 64)
+    assert prefixes.place([1], SCOPE, half) == (1, 64, -1), "its tail is lost: there is no other lane"
+
+
+def test_jobs_sit_side_by_side_and_what_lay_there_moves():
+    batch, context = batch_of(8)
+    for job in range(8):
+        start(batch, job, prompt_of(100, job), 2, scope=SCOPE)
+    run(batch)
+    start(batch, 10, prompt_of(100, 5), 100, scope=SCOPE)
+    batch.step()
+    for job in range(11, 14):
+        start(batch, job, prompt_of(100, job), 4, scope=SCOPE)
+        batch.step()
+    context.calls.clear()
+    batch.step()
+    busy = {row.slot for row in context.calls[0]}
+    assert busy <= {4, 5, 6, 7} or busy <= {3, 4, 5, 6} or busy <= {2, 3, 4, 5}, "and not 0, 1 and 2, used longest ago"
+    run(batch)
+    assert [finish(batch, 20 + job, prompt_of(100, job), tokens=1) for job in range(3, 8)] == [99] * 5
+    assert finish(batch, 30, prompt_of(100, 0)) == 0, "what was used longest ago is lost, wherever it lay"
 
 
 @settings(max_examples=80, deadline=None)
