@@ -178,7 +178,8 @@ async def find_vllm(python: Path, *, ray: bool = False) -> Installed:
 
 def check_memory(setup: VllmSetup, *, weights_bytes: int, config: dict[str, Any], free_bytes: int) -> None:
     """On processors; cards have a memory of their own, in which vLLM looks for itself. Raises NodeMisconfigured if not
-    even one job fits among the keys and values, or all of it not into what is free."""
+    even one job fits among the keys and values, or all of it not into what is free; over Ray the parts may lie on other
+    machines, of whose memory nothing is known here."""
     kv_bytes = setup.kv_cache_bytes or KV_ON_PROCESSORS_BYTES
     wider = 2 if setup.dtype == "float32" else 1
     job_bytes = kv_token_bytes(config) * wider * setup.context // setup.parallel
@@ -187,6 +188,8 @@ def check_memory(setup: VllmSetup, *, weights_bytes: int, config: dict[str, Any]
             f"Keys and values of {setup.context} tokens take {_gb(job_bytes)}, and vllm.memory is {_gb(kv_bytes)}.",
             next_step="Raise vllm.memory, or lower vllm.max_model_len.",
         )
+    if setup.ray:
+        return
     wanted = weights_bytes + (kv_bytes + _PROCESS_BYTES) * setup.parallel + _PROCESS_BYTES
     if wanted > free_bytes:
         raise NodeMisconfigured(

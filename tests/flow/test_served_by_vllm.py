@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -127,6 +128,17 @@ def test_without_the_setting_the_error_says_which_one(added: tuple[Path, str]) -
 def test_a_setting_that_does_not_hold_ends_the_start_with_its_reason(added, settings, words) -> None:
     error = octo(added[0], "start", "--model", "Otter", settings=settings, ok=False)["error"]
     assert words in error["message"] and error["next_step"]
+
+
+def test_a_model_larger_than_this_machines_memory_is_served_over_ray_and_refused_without(added, tmp_path: Path) -> None:
+    folder, python = tmp_path / "p", write_environment(tmp_path / "vllm", ray=True)
+    shutil.copytree(added[0], folder, symlinks=True)
+    settings = {"OCTO_VLLM__PYTHON": str(python), "OCTO_VLLM__MEMORY": "100 GiB", "OCTO_ENGINE__MEMORY": "3 GiB"}
+    error = octo(folder, "start", "--model", "Otter", settings=settings, ok=False)["error"]
+    assert "and models may have 3.2 GB here" in error["message"]
+    with running(folder, "--model", "Otter", settings=settings | {"OCTO_VLLM__RAY": "auto"}, start_s=300):
+        task = octo(folder, "run", QUESTION, "--model", "Otter", "--privacy", "public", "--max-tokens", "40")
+        assert task["result"]["choices"][0]["message"]["content"] == ANSWER
 
 
 def test_a_chat_is_bought_from_vllm_over_the_mesh_and_its_receipt_holds(market: Market, tmp_path: Path) -> None:

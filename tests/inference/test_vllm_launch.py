@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -169,6 +170,13 @@ def test_too_little_memory_is_told_before_anything_is_started() -> None:
     check(50 * GIB, context=100_000, kv_cache_bytes=3 * GIB)
     with pytest.raises(NodeMisconfigured, match=r"take 4\.6 GB"):
         check(50 * GIB, context=100_000, kv_cache_bytes=3 * GIB, dtype="float32")
+
+
+def test_over_ray_this_machines_memory_is_no_bound_and_one_job_must_still_fit() -> None:
+    setup = VllmSetup(ray="auto", pipeline_parallel=4)
+    check_memory(setup, weights_bytes=900 * GIB, config=CONFIG, free_bytes=2 * GIB)
+    with pytest.raises(NodeMisconfigured, match=r"vllm\.max_model_len"):
+        check_memory(replace(setup, context=1_000_000), weights_bytes=GIB, config=CONFIG, free_bytes=2 * GIB)
 
 
 # ---- its life ------------------------------------------------------------------------------------

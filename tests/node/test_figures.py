@@ -14,7 +14,7 @@ from inference.tuning import Setup
 from market.offer import Tier
 from market.work import Work
 from node.figures import FILE, Figures, FiguresBook, expected_bytes, figures_key, size_words, slots_that_fit
-from node.settings import EngineSettings, Settings
+from node.settings import EngineSettings, Settings, VllmSettings
 
 MIB = 1 << 20
 FIGURES = Figures(
@@ -77,6 +77,14 @@ def test_each_worker_is_expected_to_hold_weights_buffers_and_all_slots() -> None
     settings = Settings(engine=EngineSettings(context=1024))
     told = expected_bytes(manifest(needs=needs), EngineKind.LLAMA_CPP, SETUP, settings)
     assert told == 2 * (100 + 96 + 40 + 4 * 20) * MIB
+
+
+def test_over_ray_only_what_surely_lies_here_is_expected() -> None:
+    model = manifest(format=Format.SAFETENSORS, needs=HardwareNeeds(min_ram_bytes=900_000 * MIB))
+    alone, spread = VllmSettings(memory=8 << 30), VllmSettings(memory=8 << 30, ray="auto")
+    assert expected_bytes(model, EngineKind.VLLM, SETUP, Settings(vllm=alone)) == 908_192 * MIB
+    assert expected_bytes(model, EngineKind.VLLM, SETUP, Settings(vllm=spread)) == 2048 * MIB
+    assert expected_bytes(manifest(), EngineKind.VLLM, SETUP, Settings(vllm=VllmSettings(ray="auto"))) == 1124 * MIB
 
 
 def test_the_slots_that_would_fit_are_told() -> None:
