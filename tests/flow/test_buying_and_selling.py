@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import OCTO, make_order, settle
 
 from market.errors import (
@@ -17,6 +18,11 @@ from market.errors import (
 )
 from market.task import Privacy
 from market.testing import ByteTokenizer, ScriptedEngine
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 async def test_an_answer_is_delivered_receipted_and_paid_to_the_last_unit(shop):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import OCTO, make_order
 
 from market.errors import NoProvider
@@ -13,6 +14,11 @@ from market.testing import ScriptedEngine
 
 BIASED = Sampling(seed=bytes(32), logit_bias=(LogitBias(token=5, bias_micro=1),))
 ASKED = {"grammar": {"grammar": "root ::= [a-z]"}, "logprobs": {"logprobs": 2}, "bias": {"sampling": BIASED}}
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 class Able(ScriptedEngine):

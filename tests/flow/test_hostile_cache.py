@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from keeper import ANSWER, PUBLIC, keeper, settled
+from no_waiting import NO_WAITING
 from shop import OCTO
 
 from market.caching import Caching
@@ -16,6 +17,11 @@ from market.quote import sign_quote
 from market.receipt import sign_receipt
 from market.record import Commitment
 from market.testing import Party
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 async def test_the_answer_to_another_question_cannot_be_left_under_a_popular_shared_key(shop):

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import OCTO, make_order, settle
 
 from market.channel import ChannelState, take
@@ -23,6 +24,11 @@ from market.voucher import Voucher, VoucherFrame, sign_voucher
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 INPUT = 9 * OCTO // 10**6
 STRANGER = Secp256k1Signer(b"\x07" * 32)
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 class Forger:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import MODEL, OCTO, make_order
 
 from inference.engines.places import Places
@@ -22,6 +23,11 @@ from market.testing_work import ByteMeter, HashEmbedder
 from market.work import EmbedRequest
 
 ANSWER = "Hello from the engine."
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 class OneAtATime(ScriptedEngine):

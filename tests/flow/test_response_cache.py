@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from keeper import ANSWER, EMBED, GREEDY, PUBLIC, ask_twice, bought, keeper, settled
+from no_waiting import NO_WAITING
 from shop import MODEL, OCTO, make_order
 
 from market.caching import Caching, work_is_settled
@@ -26,6 +27,11 @@ from verifier.examination import examine
 from verifier.receipt_file import from_record
 
 # ---- a hit -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 async def test_the_same_public_question_is_answered_again_for_less_and_the_receipt_says_so(shop):

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import OCTO, settle
 
 from market.errors import (
@@ -18,6 +19,11 @@ from market.errors import (
 )
 from market.parts import SellerTerms
 from market.testing import ByteTokenizer, ScriptedEngine
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 class PaddingTokenizer(ByteTokenizer):

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import OCTO, make_order, settle
 
 from market.errors import (
@@ -17,6 +18,11 @@ from market.errors import (
 from market.merkle import Peaks
 from market.parts import SellerTerms
 from market.testing import ScriptedEngine
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 async def test_after_a_cut_connection_the_next_voucher_carries_what_was_missed(shop):
