@@ -18,7 +18,7 @@ from market.answer_memory import AnswerMemory
 from market.asking import Ask, TextAsk, WorkAsk
 from market.caching import Caching, settled, text_content, text_is_settled, work_content, work_is_settled
 from market.deal import Deal
-from market.errors import NoProvider, OctoError, PeerError, PromptTooLong
+from market.errors import NoProvider, OctoError, PeerError, PeerFailed, PromptTooLong, RequestInvalid, WorkImpossible
 from market.identity import PeerId
 from market.message import Forget, Forgotten
 from market.money import format_octo
@@ -206,6 +206,7 @@ class Buyer:
         task_id = TaskId(self._parts.random(32))
         choice = self.memory.prefer(ask, self._choose(task_id, ask))
         failures: dict[str, str] = {}
+        blamed: list[RequestInvalid] = []
         for candidate in choice.ranked[: self._terms.attempts]:
             silences = self._silences[candidate.peer]
             deal = Deal(
@@ -230,9 +231,12 @@ class Buyer:
                     error.next_step = error.next_step or "What was receipted is paid, nothing more. Ask again."
                     raise
                 failures[candidate.peer] = str(error)
+                blamed += _asked_wrongly(error)
             else:
                 self.memory.note(ask, outcome)
                 return outcome.explained(choice.because, _not_chosen(choice, candidate.peer, failures), failures)
+        if blamed and len(blamed) == len(failures):
+            raise blamed[0]  # one alone may be wrong, or lie; asking all of them again would end the same way
         raise NoProvider(
             "every provider that was tried failed.",
             reasons={**choice.refused, **failures},
@@ -372,6 +376,13 @@ class Buyer:
         silent = float(deal.prepaid and not deal.started and silences == self._silences[peer])
         self._silences[peer] += int(silent)
         self._parts.standing.note(PeerId(peer), failure=1.0, silent=silent)
+
+
+def _asked_wrongly(error: PeerError) -> list[RequestInvalid]:
+    """What a provider's engine found wrong with the request itself; nothing for whatever else failed."""
+    if isinstance(error, PeerFailed) and error.remote_code == WorkImpossible.code:
+        return [RequestInvalid(f"no provider can do what was asked: {error.message}")]
+    return []
 
 
 def _not_chosen(choice: Choice, chosen: str, failures: Mapping[str, str]) -> dict[str, str]:

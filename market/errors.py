@@ -2,7 +2,8 @@
 
 OctoError
 ├── RequestInvalid            400  the caller sent something we cannot run
-│   └── PromptTooLong         400
+│   ├── PromptTooLong         400
+│   └── WorkImpossible        400  an engine that took it as quoted found that it cannot do it
 ├── ModelUnknown              404
 ├── ModelUntrusted            403  nobody here has said that this creator may be believed
 ├── NoProvider                503  nobody could be chosen; `reasons` says why, peer by peer
@@ -65,6 +66,12 @@ class RequestInvalid(OctoError):
 
 class PromptTooLong(RequestInvalid):
     code = "context_length_exceeded"
+
+
+class WorkImpossible(RequestInvalid):
+    """From the engine itself, at work on what was agreed: another try at the same place would end the same way."""
+
+    code = "work_impossible"
 
 
 class ModelUnknown(OctoError):

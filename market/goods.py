@@ -7,10 +7,10 @@ engines by their ports, and no money.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Literal, Protocol
 
-from market.errors import EncodingInvalid, EngineFailed
+from market.errors import EncodingInvalid, EngineFailed, RequestInvalid, WorkImpossible
 from market.message import (
     PART_LIMIT_BYTES,
     TOKENS_PER_FRAME_LIMIT,
@@ -74,9 +74,10 @@ class TokenGoods:
         self._sent = 0
 
     async def stream(self) -> AsyncGenerator[tuple[Sequence[Item], Ending]]:
-        async with aclosing(self._engine.generate(self._job)) as stream:
-            async for generated in stream:
-                yield self._items(generated), generated.finish
+        with _at_work():
+            async with aclosing(self._engine.generate(self._job)) as stream:
+                async for generated in stream:
+                    yield self._items(generated), generated.finish
 
     def take(self, item: Item) -> bool:
         self._text.feed(item.data)
@@ -125,10 +126,11 @@ class PieceGoods:
         self._progress = 0
 
     async def stream(self) -> AsyncGenerator[tuple[Sequence[Item], Ending]]:
-        async with aclosing(self._engine.make(self._job)) as stream:
-            async for made in stream:
-                self._progress = max(self._progress, made.progress)
-                yield [self._item(piece) for piece in made.pieces], made.finish
+        with _at_work():
+            async with aclosing(self._engine.make(self._job)) as stream:
+                async for made in stream:
+                    self._progress = max(self._progress, made.progress)
+                    yield [self._item(piece) for piece in made.pieces], made.finish
 
     def take(self, item: Item) -> bool:  # noqa: ARG002 - pieces have no stop string
         return False
@@ -163,6 +165,15 @@ class PieceGoods:
         if self._made > self._job.max_units:
             raise EngineFailed("the engine made more than was agreed.")
         return Item(number=units, data=piece, units=units)
+
+
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """Tells what the engine finds wrong with the request from what admission finds wrong with the deal."""
+    try:
+        yield
+    except RequestInvalid as error:
+        raise WorkImpossible(error.message, next_step=error.next_step, param=error.param) from None
 
 
 def _micro(told: TokenLogprobs | None) -> Logprobs | None:

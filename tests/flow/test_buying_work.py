@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from no_waiting import NO_WAITING
 from shop import MODEL, OCTO
 
 from market.buyer import WorkOrder
@@ -22,6 +23,11 @@ from verifier.receipt_file import from_record
 TEXTS = ("one", "two and two", "three")
 ORDER = WorkOrder(model=MODEL, request=EmbedRequest(inputs=TEXTS))
 DIGESTS = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
+
+
+@pytest.fixture
+def anyio_backend():
+    return NO_WAITING
 
 
 async def bought(buyer, order=ORDER):
@@ -117,3 +123,31 @@ async def test_a_text_model_is_not_chosen_for_embeddings(shop) -> None:
     with pytest.raises(NoProvider) as refused:
         await bought(shop.buyer("b").buyer)
     assert refused.value.reasons[seller.party.peer] == "does not embed with this model"
+
+
+def picky() -> HashEmbedder:
+    """Its engine cannot do what was asked, whoever asks."""
+    return HashEmbedder(fail_after=0, failure=RequestInvalid("the model's vectors have 32 numbers."))
+
+
+async def test_a_request_that_no_provider_can_serve_is_the_clients_fault(shop) -> None:
+    for name in ("s1", "s2"):
+        shop.seller(name, engine=picky(), meter=ByteMeter())
+    with pytest.raises(RequestInvalid, match="no provider can do what was asked: the model's vectors have 32 numbers"):
+        await bought(shop.buyer("b").buyer)
+
+
+async def test_one_provider_that_blames_the_request_is_passed_over(shop) -> None:
+    shop.seller("liar", engine=picky(), meter=ByteMeter(), price_out=OCTO)
+    shop.seller("s", engine=HashEmbedder(), meter=ByteMeter())
+    parts, outcome = await bought(shop.buyer("b").buyer)
+    assert [part.data for part in parts] == DIGESTS
+    assert list(outcome.failed.values()) == ["the model's vectors have 32 numbers."]
+
+
+async def test_a_request_is_not_blamed_while_another_provider_failed_by_itself(shop) -> None:
+    shop.seller("liar", engine=picky(), meter=ByteMeter(), price_out=OCTO)
+    shop.seller("s", engine=HashEmbedder(failure=EngineFailed("the worker died."), fail_after=0), meter=ByteMeter())
+    with pytest.raises(NoProvider) as failed:
+        await bought(shop.buyer("b").buyer)
+    assert "the worker died." in failed.value.reasons.values()
