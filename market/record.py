@@ -23,6 +23,12 @@ class Commitment:
     root: bytes
 
 
+def unit_of(pieces: bool) -> Literal["tokens", "units"]:
+    """What a receipt's counts are of: a text's tokens; of an answer in pieces, units of its kind of work, which no
+    receipt names (`market.work` says what they are of each)."""
+    return "units" if pieces else "tokens"
+
+
 class Transcript(Protocol):
     """The hash chain and Merkle tree over the chunks of one answer; see `verifier.transcript`.
 

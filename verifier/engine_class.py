@@ -6,8 +6,10 @@ Lives here: one sentence for each class of engine, pure. Knows no receipt.
 from __future__ import annotations
 
 
-def weights_unknown(engine: str) -> str:
-    """Why a file alone cannot show that these weights drew these tokens, and what could."""
+def weights_unknown(engine: str, *, pieces: bool = False) -> str:
+    """Why a file alone cannot show that these weights drew these tokens, or made these pieces, and what could."""
+    if pieces:
+        return "that the named weights made these pieces: needs a replay of the task"
     if engine.startswith("openai_http/attached/"):
         return "which model drew these tokens: a server that the provider names did, and no replay can show what it ran"
     drew = "that the named weights, and these sampling settings, drew these tokens"

@@ -15,6 +15,7 @@ from market.identity import Binding, check_binding
 from market.money import format_octo
 from market.quote import Quote, check_quote
 from market.receipt import Receipt, check_receipt_signature
+from market.record import unit_of
 from market.signing import address_text
 from market.task import prompt_digest
 from market.values import decode, value
@@ -79,7 +80,7 @@ def examine(
     _origin(notes, receipt)
     _words(notes, file, answer=answer, stop=stop, token_bytes=token_bytes)
     _prompt(notes, file, receipt, prompt_ids)
-    notes.add("weights", "unknown", weights_unknown(receipt.engine))
+    notes.add("weights", "unknown", weights_unknown(receipt.engine, pieces=file.pieces))
     for what, detail in _NEVER_KNOWN:
         notes.add(what, "unknown", detail)
     return Examination(findings=tuple(notes.findings))
@@ -168,6 +169,7 @@ def _parties(
 
 
 def _agreement(notes: _Notes, file: ReceiptFile, receipt: Receipt, quote: Quote, binding: Binding) -> None:
+    unit = unit_of(file.pieces)
     notes.rule(
         "quote",
         "signed by the same receipt key",
@@ -177,15 +179,15 @@ def _agreement(notes: _Notes, file: ReceiptFile, receipt: Receipt, quote: Quote,
     notes.rule(
         "terms",
         f"as quoted: model {shown(receipt.model)}, weights {shown(receipt.weights)}, engine {shown(receipt.engine)}, "
-        f"at most {quote.max_tokens} tokens, {quote.mode}",
-        lambda: check_quoted(receipt, quote),
+        f"at most {quote.max_tokens} {unit}, {quote.mode}",
+        lambda: check_quoted(receipt, quote, unit=unit),
     )
     notes.rule(
         "price",
-        f"{receipt.tokens_in} tokens in at {format_octo(quote.price_in)} and {receipt.tokens_out} out at "
+        f"{receipt.tokens_in} {unit} in at {format_octo(quote.price_in)} and {receipt.tokens_out} out at "
         f"{format_octo(quote.price_out)} per million are {format_octo(receipt.amount)}; "
         f"at most {format_octo(quote.max_cost())} was agreed",
-        lambda: check_price(receipt, quote),
+        lambda: check_price(receipt, quote, unit=unit),
     )
 
 
@@ -209,11 +211,12 @@ def _transcript(notes: _Notes, file: ReceiptFile, receipt: Receipt) -> None:
         notes.add("transcript", "broken", error.message)
         return
     said, listed = (receipt.tokens_out, receipt.chunks), (made.tokens, made.chunks)
+    unit, part = unit_of(file.pieces), "pieces" if file.pieces else "chunks"
     if said != listed:
-        detail = f"receipt says {said[0]} tokens in {said[1]} chunks, the file lists {listed[0]} in {listed[1]}"
+        detail = f"receipt says {said[0]} {unit} in {said[1]} {part}, the file lists {listed[0]} in {listed[1]}"
         notes.add("transcript", "broken", detail)
         return
-    counted = f"{made.tokens} tokens in {made.chunks} chunks give"
+    counted = f"{made.tokens} {unit} in {made.chunks} {part} give"
     notes.equal("transcript", f"{counted} root {made.root.hex()}", receipt.transcript_root, made.root)
     notes.equal("chain", f"{counted} head {made.head.hex()}", receipt.chain_head, made.head)
     if receipt.final:
@@ -244,6 +247,11 @@ def _words(
         detail = f"{len(file.text_digests)} chunks have {len(file.text_sizes)} text sizes"
         notes.add("answer", "broken", detail)
         return
+    if file.pieces:
+        notes.add(
+            "answer", "unknown", "which pieces they were: the file has the hash of each, and no text to compare with"
+        )
+        return
     if token_bytes is None:
         notes.add(
             "text", "unknown", "that the hashed text is what these token ids stand for: needs the model's tokenizer"
@@ -271,7 +279,11 @@ def _check_text(file: ReceiptFile, token_bytes: Callable[[int], bytes]) -> None:
 
 
 def _prompt(notes: _Notes, file: ReceiptFile, receipt: Receipt, prompt_ids: tuple[int, ...] | None) -> None:
-    if prompt_ids is None:
+    if file.pieces:
+        notes.add(
+            "prompt", "unknown", "which request it was: what is hashed is the whole request, not a prompt's tokens"
+        )
+    elif prompt_ids is None:
         notes.add("prompt", "unknown", "which prompt it was: give the prompt, and the model's tokenizer, to compare")
     elif len(prompt_ids) != receipt.tokens_in:
         notes.add("prompt", "broken", f"receipt says {receipt.tokens_in} tokens in, the prompt has {len(prompt_ids)}")

@@ -51,20 +51,21 @@ class ReceiptVerifier:
         return receipt
 
 
-def check_quoted(receipt: Receipt, quote: Quote) -> None:
-    """Raises EncodingInvalid, naming both values, unless the receipt repeats what was quoted."""
+def check_quoted(receipt: Receipt, quote: Quote, *, unit: str = "tokens") -> None:
+    """Raises EncodingInvalid, naming both values, unless the receipt repeats what was quoted. `unit`: as
+    `market.record.unit_of`."""
     for name in QUOTED_ALIKE:
         _same(f"receipt says {name}", getattr(receipt, name), "the quote says", getattr(quote, name))
     if receipt.tokens_out > quote.max_tokens:
-        raise EncodingInvalid(f"receipt says {receipt.tokens_out} tokens, the quote ends at {quote.max_tokens}.")
+        raise EncodingInvalid(f"receipt says {receipt.tokens_out} {unit}, the quote ends at {quote.max_tokens}.")
 
 
-def check_price(receipt: Receipt, quote: Quote) -> None:
+def check_price(receipt: Receipt, quote: Quote, *, unit: str = "tokens") -> None:
     """Raises EncodingInvalid unless the amount is, to the smallest unit, what the quote makes of the counts."""
     due = quote.cost_of(receipt.tokens_out)
     if receipt.amount != due:
         raise EncodingInvalid(
-            f"receipt says {format_octo(receipt.amount)}, {quote.tokens_in} tokens in and {receipt.tokens_out} out "
+            f"receipt says {format_octo(receipt.amount)}, {quote.tokens_in} {unit} in and {receipt.tokens_out} out "
             f"cost {format_octo(due)} by the quote."
         )
     if receipt.amount > quote.max_cost():

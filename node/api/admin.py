@@ -16,7 +16,7 @@ from aiohttp import web
 
 from market.errors import OctoError, RequestInvalid
 from market.offer import CheckedOffer, ModelOffer
-from market.record import ReceiptRecord
+from market.record import ReceiptRecord, unit_of
 from market.signing import address_text
 from market.values import cid_digest
 from node.api.errors import refusal
@@ -184,6 +184,7 @@ def _receipt(record: ReceiptRecord) -> dict[str, Any]:
         "channel": receipt.channel.hex(),
         "tokens_in": receipt.tokens_in,
         "tokens_out": receipt.tokens_out,
+        "unit": unit_of(record.pieces),
         "price_in": quote.price_in,
         "price_out": quote.price_out,
         "amount": receipt.amount,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from verifier.receipt_file import ReceiptFile
 
 _LIST_LIMIT = 500  # what the API gives at once
-_ROOM_FOR_A_CID = 130
+_ROOM_FOR_A_CID = 140
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -54,6 +54,7 @@ def list_receipts(limit: int, every_step: bool, data_dir: Path | None, as_json: 
             *(("bought from", r["provider"][-8:]) if r["role"] == "client" else ("served to", r["client"][-8:])),
             r["tokens_in"],
             r["tokens_out"],
+            r["unit"],
             bare(r["amount"]),
             r["finish"] or "not final",
             r["receipt"],
@@ -65,11 +66,11 @@ def list_receipts(limit: int, every_step: bool, data_dir: Path | None, as_json: 
         return
     out = screen()
     if out.width < _ROOM_FOR_A_CID:  # a CID in two pieces cannot be copied
-        for when, way, peer, tokens_in, tokens_out, price, end, cid in rows:
+        for when, way, peer, units_in, units_out, unit, price, end, cid in rows:
             out.print(cid)
-            out.print(f"  {when}  {way} {peer}: {tokens_in} in, {tokens_out} out, {price} OCTO, {end}")
+            out.print(f"  {when}  {way} {peer}: {units_in} {unit} in, {units_out} out, {price} OCTO, {end}")
         return
-    columns = ("WHEN", "", "PEER", "IN", "OUT", "OCTO", "END", "RECEIPT")
+    columns = ("WHEN", "", "PEER", "IN", "OUT", "OF", "OCTO", "END", "RECEIPT")
     out.print(table(*columns, rows=rows, right=("IN", "OUT")))
 
 
@@ -172,6 +173,7 @@ def verify(
 
 
 def _show(file: ReceiptFile, examination: Examination, *, as_json: bool) -> None:
+    from market.record import unit_of
     from node.cli import examination as shown
     from node.cli.show import facts, moment, octo, print_json, screen
 
@@ -185,6 +187,7 @@ def _show(file: ReceiptFile, examination: Examination, *, as_json: bool) -> None
             "network": receipt.network, "provider": receipt.provider, "client": receipt.client,
             "model": receipt.model, "weights": receipt.weights, "engine": receipt.engine, "final": receipt.final,
             "finish": receipt.finish, "tokens_in": receipt.tokens_in, "tokens_out": receipt.tokens_out,
+            "unit": unit_of(file.pieces),
             "amount": str(receipt.amount), "started_ms": receipt.started_ms, "ended_ms": receipt.ended_ms,
         }  # fmt: skip
         print_json({"cid": cid, "receipt": said, **shown.facts(examination)})
@@ -198,7 +201,7 @@ def _show(file: ReceiptFile, examination: Examination, *, as_json: bool) -> None
                     ("provider", receipt.provider),
                     ("client", receipt.client),
                     ("model", receipt.model),
-                    ("tokens", f"{receipt.tokens_in} in, {receipt.tokens_out} out"),
+                    (unit_of(file.pieces), f"{receipt.tokens_in} in, {receipt.tokens_out} out"),
                     ("price", octo(receipt.amount)),
                     ("ended", f"{moment(receipt.ended_ms)} ({receipt.finish or 'not final'})"),
                 ]

@@ -16,8 +16,12 @@ from market.receipt import Receipt, SignedReceipt, sign_receipt
 from market.signing import Secp256k1Signer
 from node.cli import main
 from node.cli.exits import BROKEN, OK, USAGE
+from tests.node.api.conftest import ScriptedNode, api, desk, node
+from tests.node.test_cli_run import Run, run
 from verifier.receipt_file import ReceiptFile, encode
 from verifier.transcript import StreamTranscript
+
+__all__ = ["api", "desk", "node", "run"]
 
 NOW_MS = 1_790_000_000_000
 WORDS = ["The ", "octopus ", "pays ", "its ", "debts", "."]
@@ -38,6 +42,11 @@ class Peer:
 
 @pytest.fixture(scope="module")
 def receipt_file() -> ReceiptFile:
+    return made()
+
+
+def made(*, pieces: bool = False) -> ReceiptFile:
+    """Six tokens, or as many pieces that count for 0 to 5 units."""
     seller, buyer = Peer("seller"), Peer("buyer")
     receipt_key, wallet = Secp256k1Signer(digest("receipt key")), Secp256k1Signer(digest("wallet"))
     binding = Binding(
@@ -56,8 +65,9 @@ def receipt_file() -> ReceiptFile:
     )  # fmt: skip
     signed_quote = sign_quote(quote, receipt_key)
     transcript = StreamTranscript(
-        task=digest("task"), quote=signed_quote.digest(), prompt=digest("prompt"), sampling=digest("sampling")
-    )
+        task=digest("task"), quote=signed_quote.digest(), prompt=digest("prompt"), sampling=digest("sampling"),
+        pieces=pieces,
+    )  # fmt: skip
     for token, word in enumerate(WORDS):
         transcript.add(token, word.encode())
     commitment = transcript.close_chunk()
@@ -71,6 +81,7 @@ def receipt_file() -> ReceiptFile:
         receipt=sign_receipt(receipt, receipt_key), quote=signed_quote, binding=signed_binding,
         tokens=tuple(transcript.tokens), chunk_sizes=tuple(transcript.chunk_sizes),
         text_sizes=tuple(transcript.text_sizes), text_digests=tuple(transcript.text_digests), salt=digest("salt"),
+        pieces=pieces,
     ).sealed()  # fmt: skip
 
 
@@ -95,6 +106,18 @@ def test_a_good_receipt_passes_and_what_nobody_checked_is_said(path: Path) -> No
     assert "Nothing is broken" in done.stdout
     assert "? unknown" in done.stdout
     assert "? unknown  payment" in done.stdout
+
+
+def test_what_is_counted_is_told_tokens_of_a_text_units_of_other_work(path: Path) -> None:
+    assert "tokens    7 in, 6 out" in verify(path).stdout
+    assert json.loads(verify(path, "--json").stdout)["receipt"]["unit"] == "tokens"
+    path.write_bytes(encode(made(pieces=True)))
+    done = verify(path)
+    assert done.exit_code == OK, done.output
+    assert "units     7 in, 15 out" in done.stdout
+    assert " tokens" not in done.stdout.replace("a prompt's tokens", "")
+    assert json.loads(verify(path, "--json", "--answer", "a").stdout)["receipt"]["unit"] == "units"
+    assert verify(path, "--answer", "a").exit_code == OK, "pieces are no text: that they differ is no finding"
 
 
 def test_the_shown_answer_is_compared_with_the_hashes(path: Path) -> None:
@@ -164,3 +187,12 @@ def test_verifying_touches_no_data_folder(path: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("OCTO_DATA_DIR", str(tmp_path / "nowhere"))
     assert verify(path).exit_code == OK
     assert not (tmp_path / "nowhere").exists()
+
+
+async def test_the_list_and_a_receipt_of_a_node_say_what_is_counted(run: Run, node: ScriptedNode) -> None:
+    node.record = replace(node.record, pieces=True)
+    listed = (await run("receipts", "list")).stdout
+    assert ["7", "0", "units"] == listed.splitlines()[1].split()[5:8]
+    assert json.loads((await run("receipts", "list", "--json")).stdout)["receipts"][0]["unit"] == "units"
+    shown = await run("receipts", "show", node.record.receipt.cid(), code=BROKEN)
+    assert "units     7 in, 0 out" in shown.stdout

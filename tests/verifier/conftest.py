@@ -44,7 +44,8 @@ class Sale:
     prompt_ids = (1, 4093, 198, 2)
     salt = digest("salt")
 
-    def __init__(self, tokens: int = 80, *, name: str = "seller") -> None:
+    def __init__(self, tokens: int = 80, *, name: str = "seller", pieces: bool = False) -> None:
+        self.pieces = pieces
         self.peer, self.client = KeyedPeer(name), KeyedPeer("buyer")
         self.receipt_key, self.wallet = Secp256k1Signer(digest(f"rk {name}")), Secp256k1Signer(digest(f"w {name}"))
         self.signed_binding = self.bind()
@@ -114,6 +115,7 @@ class Sale:
             quote=self.signed_quote.digest(),
             prompt=prompt_digest(self.salt, self.prompt_ids),
             sampling=digest("sampling"),
+            pieces=self.pieces,
         )
         for position in range(tokens):
             transcript.add(self.token(position), self.token_bytes(self.token(position)))
@@ -182,6 +184,7 @@ class Sale:
             text_sizes=tuple(self.transcript.text_sizes),
             text_digests=tuple(self.transcript.text_digests),
             salt=self.salt,
+            pieces=self.pieces,
         )
         return replace(record, **changes)
 

@@ -76,6 +76,23 @@ def test_the_findings_name_the_values_that_were_checked(sale: Any) -> None:
     assert "needs a replay" in details["weights"]
 
 
+def test_of_an_answer_in_pieces_units_are_counted_and_no_text_or_prompt_is_called_broken(sale: Any) -> None:
+    work = type(sale)(5, pieces=True)
+    examination = everything(work, file_of(work))
+    assert examination.ok
+    details = {finding.what: finding.detail for finding in examination.findings}
+    assert details["price"].startswith("4 units in at 0.1 OCTO and 10 out at 1 OCTO per million")
+    assert "at most 128 units" in details["terms"]
+    assert f"10 units in 5 pieces give root {work.commitment.root.hex()}" in details["transcript"]
+    assert not [detail for detail in details.values() if " tokens" in detail and "prompt" not in detail]
+    assert {verdicts(examination)[what] for what in ("answer", "prompt", "weights")} == {"unknown"}
+    dear = examine(file_of(work, receipt=work.claim(amount=1)))
+    assert "4 units in and 10 out cost" in broken(dear)["price"]
+    more = examine(file_of(work, receipt=work.claim(tokens_out=129)))
+    assert "129 units, the quote ends at 128" in broken(more)["terms"]
+    assert "receipt says 129 units in 5 pieces, the file lists 10 in 5" in broken(more)["transcript"]
+
+
 # ---- damage and forgery ----------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """What a node says about itself, and that docs/api.md says the same routes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ async def test_receipts_are_listed_up_to_a_limit(http: Any, node: Any) -> None:
     assert receipt["receipt"] == node.record.receipt.cid()
     assert (receipt["role"], receipt["final"], receipt["finish"]) == ("client", True, "stop")
     assert (receipt["amount"], receipt["price_in"]) == (7 * 10**11, 10**17)
+    assert receipt["unit"] == "tokens"
+    node.record = replace(node.record, pieces=True)
+    assert (await get(http, "/api/v1/receipts"))["receipts"][0]["unit"] == "units"
     assert (await get(http, "/api/v1/receipts?limit=1"))["receipts"]
     for limit in ("0", "501", "-1", "x", "", "1e2", "9" * 5000 + "", "%C2%B2"):
         error = (await get(http, f"/api/v1/receipts?limit={limit}", 400))["error"]
