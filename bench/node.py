@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from bench.engine import PROMPTS
+from bench.prompts import fresh_prompts
 from bench.rivals import open_llama_cpp_server
 from bench.rows import as_dicts, compared
 from node.devnet import Devnet, Plan, open_devnet
@@ -82,10 +82,11 @@ def _start(folder: Path) -> float:
 async def _requests(devnet: Devnet, base: str) -> None:
     """The same short requests to both, one after the other."""
     headers = {"Authorization": f"Bearer {devnet.api_key}"}
+    prompts = next(fresh_prompts())
     connector = aiohttp.TCPConnector(force_close=True)
     async with aiohttp.ClientSession(connector=connector) as session:
         for number in range(REQUESTS):
-            prompt = PROMPTS[number % len(PROMPTS)]
+            prompt = prompts[number % len(prompts)]
             chat = {"model": devnet.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
             async with session.post(f"{devnet.client.url}/v1/chat/completions", json=chat, headers=headers) as answer:
                 answer.raise_for_status()

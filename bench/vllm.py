@@ -25,8 +25,9 @@ from typing import Any
 
 import aiohttp
 
-from bench.engine import END_TOKENS, MAX_TOKENS, PROMPTS
+from bench.engine import END_TOKENS, MAX_TOKENS
 from bench.ours import open_ours
+from bench.prompts import fresh_prompts
 from bench.rows import as_dicts, compared
 from inference.engines.openai_dialect import Tokens
 from inference.engines.vllm import open_vllm_engine
@@ -68,7 +69,7 @@ async def _run() -> list[dict[str, Any]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gguf = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
         await asyncio.to_thread(write_folder, gguf, folder / "model")
-        ids = [_encode(gguf, text) for text in PROMPTS]
+        fresh = fresh_prompts()
         base = await stack.enter_async_context(_open_alone(folder, most))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         through = await stack.enter_async_context(
@@ -82,16 +83,17 @@ async def _run() -> list[dict[str, Any]]:
         own = await stack.enter_async_context(
             open_ours(MODELS / "SmolLM2-135M-Instruct.Q4_0.gguf", streams=most, context=CONTEXT)
         )
-        ways: list[tuple[str, Callable[[int], Awaitable[int]]]] = [
-            ("through", lambda at: _ask(through, ids[at])),
-            ("alone", lambda at: _ask_alone(session, base, ids[at])),
-            ("own", lambda at: _ask(own, ids[at])),
+        ways: list[tuple[str, Callable[[tuple[int, ...]], Awaitable[int]]]] = [
+            ("through", lambda prompt: _ask(through, prompt)),
+            ("alone", lambda prompt: _ask_alone(session, base, prompt)),
+            ("own", lambda prompt: _ask(own, prompt)),
         ]
         for number in range(RUNS + 1):
             for count in CONCURRENCY:
+                prompts = [_encode(gguf, text) for text in next(fresh)[:count]]
                 for name, ask in ways[number % 3 :] + ways[: number % 3]:
                     await asyncio.sleep(_REST_S)
-                    speed = await _speed([ask(at) for at in range(count)])
+                    speed = await _speed([ask(prompt) for prompt in prompts])
                     found[name][count] += [speed] if number else []  # the first run warms up
     goals = {1: 1.0, 16: 1.5}
     rows = [

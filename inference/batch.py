@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.drafting import Drafter
-from inference.prefix import NO_SCOPE, TAIL_WORTH, Prefixes
+from inference.prefix import COPY_WORTH, NO_SCOPE, Prefixes
 from inference.sampler import Logits, Sampler, logprobs_of
-from inference.scheduler import CHUNK, Prefill, Schedule, Seat, layout
+from inference.scheduler import Prefill, Schedule, Seat, layout
 from market.errors import OctoError, RequestInvalid
 from market.task import Sampling
 
-_SIZE_OF_A_TOKENS_COPY: Final = 256
-"""A sequence is copied whole: so many tokens that it can hold cost as much as one row."""
+_SIZE_WORTH_A_TOKEN: Final = 256
+"""A sequence is copied whole: for every so many tokens that it can hold, one more must be saved."""
 
 
 class Row(NamedTuple):
@@ -134,8 +134,8 @@ class Batch:
         self._draft = draft
         self._grammars = grammars
         self._schedule = Schedule(slots=slots, window=window, replay=context.replay)
-        worth = max(TAIL_WORTH, context.size // _SIZE_OF_A_TOKENS_COPY) if context.replay > 1 else CHUNK
-        self._prefixes = Prefixes(slots, tail_worth=worth)
+        worth = max(COPY_WORTH, context.size // _SIZE_WORTH_A_TOKEN)
+        self._prefixes = Prefixes(slots, tails=context.replay > 1, copy_worth=worth)
         self._slots = slots
         self._running: dict[int, _Running] = {}
         self._held = [0] * slots

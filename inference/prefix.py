@@ -24,8 +24,10 @@ from inference.scheduler import CHUNK
 NO_SCOPE: Final = b""
 
 
-TAIL_WORTH: Final = 16
-"""Tokens of a tail that are worth a copy, which takes 3 ms in a lane of 2,048 tokens, as 6 rows do."""
+COPY_WORTH: Final = 16
+"""Tokens that are worth a copy, which takes 3 ms in a lane of 2,048 tokens, as 6 rows do."""
+_MOVE_WORTH: Final = 4
+"""Times as many are worth a move: nobody may ever ask for them again."""
 
 
 @dataclass(slots=True)
@@ -51,11 +53,12 @@ class Place(NamedTuple):
 class Prefixes:
     """What every lane holds. Tokens are compared themselves, not their hashes.
 
-    `tail_worth`: so many tokens of a tail are worth sharing; CHUNK where tails do not have the bits of single steps.
+    `tails`: whether a tail's rows have the bits of single steps; `copy_worth`: so many tokens are worth a copy.
     """
 
-    def __init__(self, lanes: int, *, tail_worth: int = TAIL_WORTH) -> None:
-        self._tail_worth = tail_worth
+    def __init__(self, lanes: int, *, tails: bool = True, copy_worth: int = COPY_WORTH) -> None:
+        self._tails = tails
+        self._copy_worth = copy_worth
         self._lanes = [_Lane() for _ in range(lanes)]
         self._clock = 0
 
@@ -67,7 +70,7 @@ class Prefixes:
         Neighbours decode cheapest (4 rows side by side in half the time of 4 scattered ones), so it is a lane that
         widens the span of the busy ones least; what that lane holds moves to the lane of what is lost.
         """
-        found = {lane: self._match(lane, scope, prompt, tail_worth=1) for lane in free}
+        found = {lane: self._match(lane, scope, prompt, least=1) for lane in free}
         near = self._near(free)
         best = self.best(scope, prompt)[1]
         for lane in near:
@@ -78,15 +81,15 @@ class Prefixes:
             return self._kept(self._lanes[lane]) > 0, found[lane] > 0, self._lanes[lane].used, lane
 
         lane, lost = min(near, key=loss), min(free, key=loss)
-        if lane == lost or not self._kept(self._lanes[lane]):
+        if lane == lost or self._kept(self._lanes[lane]) < _MOVE_WORTH * self._copy_worth:
             return Place(lane, found[lane])
         self._lanes[lost] = self._lanes[lane]
         return Place(lane, found[lane], moved=lost)
 
     def best(self, scope: bytes, prompt: Sequence[int]) -> tuple[int, int]:
         """The lane that holds most of a prompt's beginning, and how many tokens; (-1, 0) if none holds enough."""
-        worth = self._tail_worth
-        matches = [(self._match(lane, scope, prompt, tail_worth=worth), -lane) for lane in range(len(self._lanes))]
+        least = self._copy_worth
+        matches = [(self._match(lane, scope, prompt, least=least), -lane) for lane in range(len(self._lanes))]
         tokens, lane = max(matches, default=(0, 1))
         return (-lane, tokens) if tokens else (-1, 0)
 
@@ -101,7 +104,7 @@ class Prefixes:
         for at, other in enumerate(self._lanes):
             if at == lane or not other.busy or other.scope != mine.scope:
                 continue
-            shared = _shared(other.prompt, len(other.prompt), mine.prompt, self._tail_worth)
+            shared = self._shared(other.prompt, len(other.prompt), mine.prompt, least=self._copy_worth)
             if shared > have and other.filled < shared:
                 best = max(best, (shared, -at))
         return (-best[1], best[0]) if best[0] else (-1, 0)
@@ -145,13 +148,19 @@ class Prefixes:
         if not held.scope:
             return 0
         whole = _whole(held.filled)
-        return held.filled if held.filled - whole >= self._tail_worth else whole
+        return held.filled if self._tails and held.filled - whole >= self._copy_worth else whole
 
-    def _match(self, lane: int, scope: bytes, prompt: Sequence[int], *, tail_worth: int) -> int:
+    def _match(self, lane: int, scope: bytes, prompt: Sequence[int], *, least: int) -> int:
         held = self._lanes[lane]
-        if not scope or held.scope != scope:
-            return 0
-        return _shared(held.prompt, held.filled, prompt, CHUNK if self._tail_worth >= CHUNK else tail_worth)
+        return self._shared(held.prompt, held.filled, prompt, least=least) if scope and held.scope == scope else 0
+
+    def _shared(self, held: Sequence[int], filled: int, prompt: Sequence[int], *, least: int) -> int:
+        """How many tokens of `prompt` may come from a lane that holds the first `filled` rows of `held`; of the tail
+        none or at `least` so many."""
+        common = min(_common(held, prompt), filled, len(prompt) - 1)
+        whole = _whole(common)
+        alike = self._tails and len(held) // CHUNK == len(prompt) // CHUNK == whole // CHUNK
+        return common if alike and common - whole >= least else whole
 
 
 class KnownBlocks:
@@ -199,14 +208,6 @@ def _whole(rows: int) -> int:
 def _reusable(prompt: Sequence[int]) -> int:
     """The last token's row is always computed: its logits are wanted."""
     return _whole(len(prompt) - 1)
-
-
-def _shared(held: Sequence[int], filled: int, prompt: Sequence[int], tail_worth: int) -> int:
-    """How many tokens of `prompt` may come from a lane that holds the first `filled` rows of `held`."""
-    common = min(_common(held, prompt), filled, len(prompt) - 1)
-    if len(held) // CHUNK == len(prompt) // CHUNK and common - _whole(len(prompt)) >= tail_worth:
-        return common
-    return _whole(common)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,0 +1,22 @@
+"""Prompts that nobody was asked before: no cache, ours or a rival's, knows more of them than their common beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_SUBJECTS = ("dog cat ship river robot king tree star", "city book horse moon train garden bridge clock")
+_KINDS = (
+    "big small old new red blue green white black dark cold warm",
+    "sad happy lost brave quiet loud poor rich slow fast soft hard",
+)
+MOST = 16
+"""Prompts at once."""
+
+
+def fresh_prompts() -> Iterator[list[str]]:
+    """24 times 16 prompts of 18 tokens or so, as the default model's chat template puts them."""
+    for kind in " ".join(_KINDS).split():
+        yield [
+            f"<|im_start|>user\nWrite a short story about a {kind} {subject}.<|im_end|>\n<|im_start|>assistant\n"
+            for subject in " ".join(_SUBJECTS).split()
+        ]
