@@ -192,7 +192,7 @@ def test_verifying_touches_no_data_folder(path: Path, tmp_path: Path, monkeypatc
 async def test_the_list_and_a_receipt_of_a_node_say_what_is_counted(run: Run, node: ScriptedNode) -> None:
     node.record = replace(node.record, pieces=True)
     listed = (await run("receipts", "list")).stdout
-    assert ["7", "0", "units"] == listed.splitlines()[1].split()[5:8]
+    assert listed.splitlines()[1].split()[5:8] == ["7", "0", "units"]
     assert json.loads((await run("receipts", "list", "--json")).stdout)["receipts"][0]["unit"] == "units"
     shown = await run("receipts", "show", node.record.receipt.cid(), code=BROKEN)
     assert "units     7 in, 0 out" in shown.stdout
