@@ -5,6 +5,7 @@ Source: OpenAI's API reference, "Audio".
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import struct
 import time
@@ -16,6 +17,7 @@ from aiohttp import web
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from inference.work.sound_file import CONTENT_TYPES, SoundWriter, open_writer
 from market.errors import OctoError, RequestInvalid
 from market.reception import Outcome
 from market.taking import Part, Shown
@@ -31,6 +33,8 @@ from node.api.multipart import Upload, as_map, read_form
 from node.api.octo_facts import DONE, event, octo_of
 from node.api.transcripts import Kind, TranscriptForm
 from node.api.voices import DEFAULT, Voiced, voice_for
+
+SoundKind = Literal["wav", "pcm", "mp3", "opus", "aac", "flac"]
 
 _RATE = 22_050
 _CHANNELS, _SAMPLE_BYTES = 1, 2
@@ -83,7 +87,7 @@ class SpeechBody(Shape):
         Field(max_length=64, pattern=r"^[A-Za-z0-9_-]*$"),
         BeforeValidator(lambda raw: raw.get("id") if isinstance(raw, dict) else raw),
     ] = DEFAULT
-    response_format: Literal["wav", "pcm"] | None = None
+    response_format: SoundKind | None = None
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     octo: OctoOptions | None = None
@@ -92,7 +96,7 @@ class SpeechBody(Shape):
 
     @model_validator(mode="after")
     def _events_have_no_header(self) -> Self:
-        if self.stream_format == "sse" and self.response_format == "wav":
+        if self.stream_format == "sse" and self.response_format not in (None, "pcm"):
             raise PydanticCustomError("format", "events carry pcm", {"param": "response_format"})
         return self
 
@@ -173,10 +177,11 @@ async def speech(
     request: SpeakRequest,
     octo: OctoOptions | None,
     *,
-    kind: Literal["wav", "pcm", "sse"],
+    kind: SoundKind | Literal["sse"],
     param: str,
 ) -> Prepared:
-    """`request` in the voice of the model that comes nearest to the one it names; `param` names its text."""
+    """`request` in the voice of the model that comes nearest to the one it names; `param` names its text. Raises
+    RequestInvalid for a format that this node cannot write."""
     order = clerk.work_order(model, request, octo, param=param)
     meter = await clerk.meter(order.model, Work.SPEAK)
     rate, voice = _RATE, request.voice
@@ -185,6 +190,9 @@ async def speech(
         order = replace(order, request=replace(request, voice=voice))
     if kind == "sse":
         return Prepared(orders=[order], form=SpeechEvents(rate, voice), stream=True)
+    if kind not in ("wav", "pcm"):
+        encoded = EncodedSpeech(kind, await asyncio.to_thread(open_writer, kind, rate), rate, voice)
+        return Prepared(orders=[order], form=encoded, settle=encoded.settle)
     # WAV says its length at its beginning: it comes whole. PCM needs no beginning, and leaves as it is made.
     return Prepared(orders=[order], form=SpeechForm(kind, rate, voice), stream=kind == "pcm")
 
@@ -192,7 +200,7 @@ async def speech(
 class SpeechForm:
     """16-bit mono, little-endian."""
 
-    def __init__(self, kind: Literal["wav", "pcm"], rate: int, voice: str) -> None:
+    def __init__(self, kind: SoundKind, rate: int, voice: str) -> None:
         self._kind = kind
         self._rate = rate
         self._told = {"x-octo-sample-rate": str(rate), "x-octo-voice": voice}
@@ -221,6 +229,26 @@ class SpeechForm:
 
     def broken(self, error: OctoError) -> bytes | None:  # noqa: ARG002
         return None
+
+
+class EncodedSpeech(SpeechForm):
+    """All at once, with its receipt in the headers."""
+
+    def __init__(self, kind: SoundKind, writer: SoundWriter, rate: int, voice: str) -> None:
+        super().__init__(kind, rate, voice)
+        self._writer = writer
+        self._file = b""
+
+    async def settle(self, answers: Sequence[Answer]) -> None:
+        """A second of sound takes the encoder some milliseconds: a thread has them, not everybody's streams."""
+        (answer,) = answers
+        self._file = await asyncio.to_thread(self._encoded, [_sound(item) for item in answer.shown])
+
+    def whole(self, answers: Sequence[Answer]) -> Whole:  # noqa: ARG002 - `settle` has heard them
+        return Whole(self._file, CONTENT_TYPES[self._kind], self._told)
+
+    def _encoded(self, sounds: Sequence[bytes]) -> bytes:
+        return b"".join([*(self._writer.feed(sound) for sound in sounds), self._writer.end()])
 
 
 class SpeechEvents(SpeechForm):

@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import gzip
+import importlib
 import io
 import json
+import sys
 import wave
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import aiohttp
@@ -21,6 +24,7 @@ from market.task import Mode, Privacy
 from market.values import encode
 from market.work import BLOB_LIMIT_BYTES, Segment, SpeakRequest, SpokenWord, TranscribeRequest
 from node.api.voices import OPENAI_VOICES, voice_for
+from tests.inference.media_kit import PACKAGES, require_media
 
 SOUND = b"RIFF....WAVE sound"
 SEGMENTS = (
@@ -276,6 +280,39 @@ async def test_sound_that_breaks_off_is_not_taken_for_all_of_it(http: Any, node:
             await response.read()
 
 
+async def test_without_its_encoder_a_format_is_refused_before_anything_is_bought(http: Any, node: Any) -> None:
+    if find_spec("av") is not None:
+        pytest.skip("PyAV is installed beside the node")
+    body = {"model": "small", "input": "Hello.", "voice": "default", "response_format": "mp3"}
+    async with http.post("/v1/audio/speech", json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, "response_format")
+    assert "cannot write mp3" in error["message"] and "wav or pcm" in error["message"]
+    assert node.buyer.orders == []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("format", "head"), [("mp3", b"ID3"), ("opus", b"OggS"), ("aac", b"\xff\xf1"), ("flac", b"fLaC")]
+)
+async def test_speech_comes_in_each_of_openais_formats_with_its_receipt(
+    client: AsyncOpenAI, node: Any, known: Any, format: Any, head: bytes
+) -> None:
+    require_media()
+    node.buyer.steps = (b"\x01\x00" * 11_025,) * 4
+    sys.path.append(str(PACKAGES))
+    try:
+        answer = await client.audio.speech.create(model="small", voice="en", input="Hello.", response_format=format)
+        with importlib.import_module("av").open(io.BytesIO(answer.content)) as sound:
+            heard = sum(frame.samples / frame.sample_rate for frame in sound.decode(audio=0))
+    finally:
+        sys.path.remove(str(PACKAGES))
+    assert answer.content.startswith(head)
+    assert heard == pytest.approx(2.0, abs=0.15)
+    assert answer.response.headers["content-type"].startswith("audio/")
+    assert answer.response.headers["x-octo-receipt"] == known.receipt
+
+
 @pytest.mark.parametrize("asked", [*OPENAI_VOICES, "default", "awb"])
 @pytest.mark.parametrize("model", [ESPEAK, FLITE], ids=lambda model: model.library)
 async def test_openais_names_speak_in_the_nearest_voice_that_there_is(
@@ -321,8 +358,9 @@ async def test_speech_in_events_ends_with_its_receipt(http: Any, node: Any, know
         ({"voice": "../../etc"}, "voice", "pattern"),
         ({"voice": 5}, "voice", "string"),
         ({"voice": "Alloy"}, "voice", "It has en-us, en, en-gb-scotland, "),
-        ({"response_format": "mp3"}, "response_format", "'pcm'"),
+        ({"response_format": "midi"}, "response_format", "'pcm'"),
         ({"response_format": "wav", "stream_format": "sse"}, "response_format", "pcm"),
+        ({"response_format": "mp3", "stream_format": "sse"}, "response_format", "pcm"),
         ({"speed": 5}, "speed", "4"),
         ({"instructions": "sing"}, "instructions", "not supported"),
     ],
