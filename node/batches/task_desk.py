@@ -148,7 +148,8 @@ class TaskDesk:
         with suppress(StepNotAllowed):
             await self.cancel(id)
         removed = await self._book.remove(id)
-        await self._vault.remove(result_file(id))
+        for name in (input_file(id), result_file(id)):  # its end may just be about to remove the input
+            await self._vault.remove(name)
         return removed
 
     # ---- the crew ----

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from node import janitor
 
-SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+
+PATIENCE_S = 60
 
 
 def start(script: str) -> subprocess.Popen[str]:
@@ -29,8 +33,8 @@ def test_after_the_end_of_the_pipe_processes_and_folder_are_gone(tmp_path: Path)
     assert watcher.stdin is not None
     watcher.stdin.write(f"group {process.pid}\n")
     watcher.stdin.close()  # what the kernel does when the devnet is killed
-    assert process.wait(timeout=10) < 0
-    assert watcher.wait(timeout=15) == 0
+    assert process.wait(timeout=PATIENCE_S) < 0
+    assert watcher.wait(timeout=PATIENCE_S) == 0
     assert not folder.exists()
 
 
@@ -49,7 +53,7 @@ def test_a_process_that_ignores_sigterm_is_killed() -> None:
     process = start(STUBBORN)
     began = time.monotonic()
     janitor.end_groups([process.pid], patience_s=0.2)
-    assert process.wait(timeout=5) == -9
+    assert process.wait(timeout=PATIENCE_S) == -9
     assert time.monotonic() - began >= 0.2
 
 
@@ -59,9 +63,10 @@ def test_a_folder_that_is_still_being_written_to_goes_too(tmp_path: Path) -> Non
     (folder / "chain").mkdir(parents=True)
     writing = (
         "import contextlib, os, sys, time; print('up', flush=True)\n"
-        "until = time.monotonic() + 0.5\n"
-        "while time.monotonic() < until:\n"
-        " with contextlib.suppress(OSError): os.mkdir(f'{sys.argv[1]}/chain/{time.monotonic_ns()}')"
+        "made, until = 0, None\n"
+        "while until is None or time.monotonic() < until:\n"
+        " with contextlib.suppress(OSError): os.mkdir(f'{sys.argv[1]}/chain/{time.monotonic_ns()}'); made += 1\n"
+        " if made == 200: until = until or time.monotonic() + 0.5"
     )
     process = subprocess.Popen([sys.executable, "-c", writing, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -70,7 +75,7 @@ def test_a_folder_that_is_still_being_written_to_goes_too(tmp_path: Path) -> Non
         pass
     janitor.remove(folder)
     assert not folder.exists()
-    assert process.wait(timeout=5) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_lines_that_name_no_group_are_passed_over() -> None:

@@ -58,7 +58,7 @@ async def crew(desk: BatchDesk, answer: Answer) -> AsyncIterator[None]:
 
 
 async def at_end(desk: BatchDesk, id: str) -> Batch:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (batch := await desk.batch(id)) is None or batch.status in STEPS:
             await asyncio.sleep(0.01)
     return batch
@@ -164,7 +164,7 @@ async def test_a_batch_that_takes_too_long_expires_with_what_there_is(tmp_path: 
         return await yes(endpoint, body, "")
 
     now_s = 1_000.0
-    async with desk_in(tmp_path, now_s=lambda: now_s, window_s=1) as desk:
+    async with desk_in(tmp_path, now_s=lambda: now_s, window_s=4) as desk:
         async with crew(desk, slow):
             batch = await at_end(desk, (await handed_in(desk, 3)).id)
         assert (batch.status, batch.completed, batch.amount) == (Status.EXPIRED, 1, 10**19)
@@ -186,8 +186,9 @@ async def test_two_batches_take_turns(tmp_path: Path) -> None:
         second = await desk.create(endpoint="/v1/embeddings", input=await uploaded(desk, content), metadata={})
         async with crew(desk, noted):
             await at_end(desk, second.id)
-            assert len(order) < 60
             await at_end(desk, first.id)
+    last = max(n for n, endpoint in enumerate(order) if endpoint == "/v1/embeddings")
+    assert last < 60
 
 
 async def test_an_input_that_went_away_fails_its_batch(tmp_path: Path) -> None:
