@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import structlog
@@ -19,7 +19,6 @@ from pydantic import Field
 
 from market.errors import ModelUnknown, OctoError, RequestInvalid, StepNotAllowed
 from market.talk import stop_tasks
-from market.task import Privacy
 from market.work import BLOB_LIMIT_BYTES, Work
 from node.api.answering import Answering
 from node.api.bodies import Shape, parse_body, parse_fields
@@ -32,7 +31,6 @@ from node.api.inference_request import Ask, InferenceBody, prepare
 from node.api.inference_stream import after_of, follow
 from node.api.inference_watch import TaskWatch
 from node.api.limits import ApiLimits, Slots, read_body
-from node.api.metrics import Metrics
 from node.api.multipart import read_form
 from node.api.octo_facts import to_json
 from node.batches.records import Reply
@@ -55,22 +53,11 @@ class _Form(Shape):
 
 
 class InferenceApi:
-    """`privacy` holds for requests that name none; `random` gives seeds and ids; `now_s` is Unix time."""
-
-    def __init__(
-        self,
-        node: Node,
-        *,
-        limits: ApiLimits,
-        metrics: Metrics,
-        privacy: Privacy,
-        random: Callable[[int], bytes],
-        now_s: Callable[[], float],
-    ) -> None:
+    def __init__(self, node: Node, *, clerk: Clerk, answering: Answering, limits: ApiLimits) -> None:
         self._node = node
+        self._clerk = clerk
+        self._answering = answering
         self._limits = limits
-        self._answering = Answering(node, limits=limits, metrics=metrics)
-        self._clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
         self._uploads = Slots(limits.uploads)
         self._listeners = Slots(limits.listeners)
 

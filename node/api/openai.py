@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -12,7 +12,7 @@ from aiohttp import web
 
 from market.errors import ModelUnknown, OctoError, RequestInvalid
 from market.talk import stop_tasks
-from market.task import Mode, Privacy
+from market.task import Mode
 from node.api.answering import Answering, Prepare, Prepared
 from node.api.audio import Audio
 from node.api.batches import BatchesApi
@@ -23,7 +23,6 @@ from node.api.errors import error_body, unknown_error
 from node.api.guard import CALLER
 from node.api.images import Images
 from node.api.limits import ApiLimits, read_body
-from node.api.metrics import Metrics
 from node.api.octo_facts import to_json
 from node.api.openai_chunks import ChatForm, model_object, model_objects
 from node.api.openai_shapes import parse_chat
@@ -35,22 +34,11 @@ log = structlog.get_logger()
 
 
 class OpenAi:
-    """`privacy` holds for requests that name none; `random` gives seeds and ids; `now_s` is Unix time."""
-
-    def __init__(
-        self,
-        node: Node,
-        *,
-        limits: ApiLimits,
-        metrics: Metrics,
-        privacy: Privacy,
-        random: Callable[[int], bytes],
-        now_s: Callable[[], float],
-    ) -> None:
+    def __init__(self, node: Node, *, clerk: Clerk, answering: Answering, limits: ApiLimits) -> None:
         self._node = node
+        self._clerk = clerk
+        self._answering = answering
         self._limits = limits
-        self._answering = Answering(node, limits=limits, metrics=metrics)
-        self._clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
         unhurried = self._clerk.for_mode(Mode.ASYNC)
         self._of_batches: Mapping[str, Prepare] = {
             "/v1/chat/completions": Chat(unhurried).prepare,

@@ -17,7 +17,9 @@ from aiohttp import web
 from market.errors import ModelUnknown, OctoError
 from market.task import Privacy
 from node.api.admin import Admin
+from node.api.answering import Answering
 from node.api.chain import ChainApi
+from node.api.clerk import Clerk
 from node.api.errors import error_response, http_refusal, unknown_error
 from node.api.guard import OPEN_ROUTES, Guard, Handler
 from node.api.inference import InferenceApi
@@ -51,12 +53,14 @@ def create_api(
     metrics = Metrics(node.counts)
     edge = _Edge(node, limits, metrics)
     guard = Guard(node, limits=limits, allowed_hosts=allowed_hosts, clock=time.monotonic)
-    openai = OpenAi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)
+    clerk = Clerk(node, privacy=privacy, random=random, now_s=now_s)
+    answering = Answering(node, limits=limits, metrics=metrics)
+    openai = OpenAi(node, clerk=clerk, answering=answering, limits=limits)
     app = web.Application(middlewares=[edge.middleware, guard.middleware], client_max_size=limits.body_bytes)
     chain = ChainApi(node, limits=limits)
     models = ModelsApi(node, limits=limits)
     app.add_routes([*openai.routes(), *Admin(node, metrics=metrics).routes(), *chain.routes(), *models.routes()])
-    inference = InferenceApi(node, limits=limits, metrics=metrics, privacy=privacy, random=random, now_s=now_s)
+    inference = InferenceApi(node, clerk=clerk, answering=answering, limits=limits)
     app.add_routes(inference.routes())
     app.add_routes([*QuantizeApi(node, limits=limits).routes(), *KeptApi(node).routes()])
     app.on_response_prepare.append(_add_headers)
