@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from market.buyer import WorkOrder
 from market.caching import Caching
-from market.errors import EncodingInvalid, RequestInvalid
+from market.errors import EncodingInvalid, ModelUnknown, NoProvider, RequestInvalid
 from market.ports import Meter, Tokenizer
 from market.task import MICRO, Mode, Privacy
 from market.work import REQUEST_LIMIT_BYTES, Work, WorkRequest, decode_request, encode_request
@@ -73,8 +73,18 @@ class Clerk:
         return Clerk(self._node, privacy=self._privacy, random=self.random, now_s=self._now_s, mode=mode)
 
     def resolve(self, name: str) -> str:
-        """The manifest CID of a model's name; raises ModelUnknown."""
-        return self._node.catalog.resolve(name)
+        """The manifest CID of a model's name; raises ModelUnknown, and NoProvider while this node is starting: it may
+        know the name in a moment."""
+        try:
+            return self._node.catalog.resolve(name)
+        except ModelUnknown:
+            if self._node.status().get("ready", True):
+                raise
+            raise NoProvider(
+                "this node is starting: its models are being loaded.",
+                reasons={},
+                next_step="Try again in a moment; /healthz says when it is ready.",
+            ) from None
 
     async def tokenizer(self, model: str) -> Tokenizer:
         return await self._node.catalog.tokenizer(model)

@@ -38,11 +38,11 @@ def error_body(error: OctoError, *, on_offer: Sequence[str] = ()) -> dict[str, A
     octo: dict[str, Any] = {"fault": error.fault, "retry": error.retry, "next_step": error.next_step}
     param = error.param if isinstance(error, RequestInvalid) else None
     if isinstance(error, ModelUnknown):
-        octo["on_offer"], param = list(on_offer), "model"
+        octo["on_offer"], param = list(dict.fromkeys(on_offer)), "model"
     message = str(error)
     if isinstance(error, NoProvider):
         octo["reasons"] = error.reasons
-        message = f"{error.message} {_reasons_text(error.reasons)} {error.next_step}".strip()
+        message = " ".join(filter(None, (error.message, _reasons_text(error.reasons), error.next_step)))
     if isinstance(error, PeerError):
         octo["peer"] = error.peer
     if isinstance(error, PeerFailed):

@@ -78,7 +78,8 @@ async def events_of(desk: TaskDesk, id: str, after: int) -> AsyncIterator[Event 
         for event in story.since(after):
             yield event
         if task is not None:
-            yield {"type": str(task.status), "seq": task.seq, "task": await task_object(desk, task)}
+            told_last = await task_object(desk, task)
+            yield {"type": str(task.status), "seq": task.seq, "progress": told_last["progress"], "task": told_last}
 
 
 async def _result(desk: TaskDesk, task: Task) -> Any:

@@ -215,6 +215,17 @@ async def test_an_unknown_model_is_not_found_and_says_what_is_on_offer(client: A
     assert caught.value.body["octo"]["on_offer"] == ["small"]  # type: ignore[index]
 
 
+async def test_while_the_node_is_starting_a_client_is_told_to_come_again(client: AsyncOpenAI, node: Any) -> None:
+    node.ready = False
+    with pytest.raises(openai.InternalServerError) as caught:
+        await client.chat.completions.create(model="gpt-17", messages=HELLO)
+    assert (caught.value.status_code, caught.value.code) == (503, "no_provider")
+    assert caught.value.response.headers["Retry-After"] == "1"
+    assert caught.value.body["message"] == (  # type: ignore[index]
+        "this node is starting: its models are being loaded. Try again in a moment; /healthz says when it is ready."
+    )
+
+
 async def test_no_provider_says_why_each_one_was_not_chosen(client: AsyncOpenAI, node: Any) -> None:
     reasons = {
         "12D3KooWaaaaaaaa": "does not serve that model",

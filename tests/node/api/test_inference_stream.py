@@ -46,7 +46,7 @@ async def test_a_socket_tells_text_progress_and_the_end_with_its_receipt(http: A
     assert numbers == sorted(set(numbers))
     progress = [event["progress"] for event in events if event["type"] == "delta"]
     assert progress == sorted(progress) and 0 < progress[-1] < 100
-    assert events[-1]["type"] == "done"
+    assert (events[-1]["type"], events[-1]["progress"]) == ("done", 100)
     assert events[-1]["task"]["receipts"] == [known.receipt]
     assert events[-1]["task"]["result"]["choices"][0]["message"]["content"] == "Hello!"
 
