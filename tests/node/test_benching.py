@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from inference.models.draft import Wishes
 from inference.models.library import import_model, models_in
-from inference.models.store import Store
 from market.errors import RequestInvalid
-from market.signing import Secp256k1Signer
 from node.benching import bench_hardware, formats_of
 from node.measurements import load_entries, setup_for
 from node.settings import EngineSettings, Settings
+from tests.node.bench_kit import OWNER, Q4_0, octo, store
 
-ROOT = Path(__file__).resolve().parents[2]
-Q4_0 = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_0.gguf"
-OWNER = Secp256k1Signer(bytes([1] * 32))
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store(tmp_path / "models")
-    yield opened
-    opened.close()
-    shutil.rmtree(tmp_path / "models", ignore_errors=True)  # pytest keeps the folders of three runs
+__all__ = ["store"]
 
 
 @pytest.mark.model
@@ -81,19 +66,9 @@ async def test_formats_of_one_model_are_parent_children_and_siblings(store):
 @pytest.mark.model
 @pytest.mark.processes
 def test_the_command_prints_json_and_nothing_else(tmp_path):
-    own = {name: text for name, text in os.environ.items() if not name.startswith("OCTO_")}
-    environment = {
-        **own,
-        "OCTO_DATA_DIR": str(tmp_path / "a"),
-        "OCTO_MESH__LISTEN": "/ip4/127.0.0.1/tcp/0",
-        "OCTO_ENGINE__WORKERS": "1",
-        "OCTO_ENGINE__SLOTS": "1",
-        "OCTO_ENGINE__CONTEXT": "128",
-    }
-    command = [sys.executable, "-m", "node.cli", "bench", "hardware", "--model", str(Q4_0), "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    small = {"ENGINE__WORKERS": "1", "ENGINE__SLOTS": "1", "ENGINE__CONTEXT": "128"}
+    words = ("bench", "hardware", "--model", str(Q4_0), "--json")
+    told = json.loads(octo(tmp_path / "a", *words, timeout_s=200, **small))
     assert (list(told["measured"]["tokens_per_s"]), list(told["measured"]["first_token_ms"])) == (["1"], ["64"])
     assert told["tuning"] is None
     assert (tmp_path / "a" / "measurements.json").exists()

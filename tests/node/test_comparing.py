@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from inference.models.draft import Wishes
 from inference.models.library import import_model
-from inference.models.store import Store
 from market.errors import RequestInvalid
-from market.signing import Secp256k1Signer
 from node.comparing import compare_quantisations
+from tests.node.bench_kit import OWNER, Q4_1, octo, store
 
-ROOT = Path(__file__).resolve().parents[2]
-Q4_1 = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-OWNER = Secp256k1Signer(bytes([1] * 32))
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store(tmp_path / "models")
-    yield opened
-    opened.close()
-    shutil.rmtree(tmp_path / "models", ignore_errors=True)  # pytest keeps the folders of three runs
+__all__ = ["store"]
 
 
 @pytest.mark.model
@@ -64,16 +49,9 @@ async def test_what_cannot_be_compared_is_refused_before_anything_is_made(store)
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_the_command_prints_the_table_and_json(tmp_path):
-    own = {name: text for name, text in os.environ.items() if not name.startswith("OCTO_")}
-    environment = {**own, "OCTO_DATA_DIR": str(tmp_path / "a"), "OCTO_MESH__LISTEN": "/ip4/127.0.0.1/tcp/0"}
-    command = [sys.executable, "-m", "node.cli", "bench", "quantisation", "--model", str(Q4_1), "--to", "Q4_0"]
-
     def run(*more: str) -> str:
-        done = subprocess.run(
-            [*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        words = ("bench", "quantisation", "--model", str(Q4_1), "--to", "Q4_0", *more)
+        return octo(tmp_path / "a", *words, timeout_s=290)
 
     told = json.loads(run("--json"))
     (q4_0,) = told["formats"]

@@ -4,21 +4,19 @@ import asyncio
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from market.errors import NodeMisconfigured, RequestInvalid, StepNotAllowed
-from node.batches.desk import Answer, BatchDesk, open_batches
+from node.batches.desk import BatchDesk, open_batches
 from node.batches.records import STEPS, Batch, BatchLimits, Reply, Status, check_step
+from tests.node.batches.batch_kit import crew, said_until_killed
 
-ROOT = Path(__file__).resolve().parents[3]
 ENDPOINT = "/v1/completions"
 
 
@@ -44,17 +42,6 @@ async def uploaded(desk: BatchDesk, content: bytes, *, expires_in_s: int | None 
 
 async def handed_in(desk: BatchDesk, count: int) -> Batch:
     return await desk.create(endpoint=ENDPOINT, input=await uploaded(desk, lines(count)), metadata={})
-
-
-@asynccontextmanager
-async def crew(desk: BatchDesk, answer: Answer) -> AsyncIterator[None]:
-    task = asyncio.create_task(desk.run(answer))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def at_end(desk: BatchDesk, id: str) -> Batch:
@@ -102,17 +89,8 @@ async def test_after_kill_9_every_line_is_answered_and_counted_once(tmp_path: Pa
         id = (await handed_in(desk, count)).id
     asked: list[int] = []
     for kill_after in (5, 40, 90):
-        process = subprocess.Popen(
-            [sys.executable, "-c", DIES, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(kill_after):
-            said = await asyncio.to_thread(process.stdout.readline)
-            if said.startswith("{"):
-                asked.append(json.loads(said)["n"])
-        process.kill()
-        asked += [json.loads(said)["n"] for said in process.stdout.read().splitlines() if said.startswith("{")]
-        process.wait()
+        said = await said_until_killed(DIES, tmp_path, lines=kill_after)
+        asked += [json.loads(line)["n"] for line in said if line.startswith("{")]
     again: list[int] = []
 
     async def answer(endpoint: str, body: bytes, _whose: str) -> Reply:

@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from market.task import Mode
 from node.batches.desk import open_batches
 from node.batches.records import Reply
 from node.batches.task_book import QueueFull
-from node.batches.task_desk import Perform, TaskDesk
+from node.batches.task_desk import TaskDesk
 from node.batches.tasks import SEQ_PER_ATTEMPT, TASK_STEPS, Task, TaskLimits, TaskStatus, check_task_step
 from node.batches.telling import Story
+from tests.node.batches.batch_kit import crew, said_until_killed
 
-ROOT = Path(__file__).resolve().parents[3]
 LATER = Reply(status=503, body=b'{"error": {"code": "no_provider"}}', retry=True)
 
 
@@ -30,17 +28,6 @@ async def desk_in(folder: Path, *, now_s: Callable[[], float] = time.time, **lim
     wanted = TaskLimits(**{"pauses_s": (0.01, 0.02), "sweep_s": 0.02, "again_s": 0.02, **limits})
     async with open_batches(folder, task_limits=wanted, now_s=now_s, random=os.urandom) as batches:
         yield batches.tasks
-
-
-@asynccontextmanager
-async def crew(desk: TaskDesk, perform: Perform) -> AsyncIterator[None]:
-    task = asyncio.create_task(desk.run(perform))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def handed_in(desk: TaskDesk, text: str = "x", mode: Mode = Mode.ASYNC, **more: Any) -> Task:
@@ -91,15 +78,8 @@ async def test_after_kill_9_every_task_is_done_and_few_were_asked_twice(tmp_path
         ids = [(await handed_in(desk, str(n), blob=b"!" * (n % 3))).id for n in range(count)]
     asked: list[str] = []
     for kill_after in (5, 25, 40):
-        process = subprocess.Popen(
-            [sys.executable, "-c", DIES, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(kill_after):
-            asked += [said for said in (await asyncio.to_thread(process.stdout.readline)).split() if said.isdigit()]
-        process.kill()
-        asked += [said for said in process.stdout.read().split() if said.isdigit()]
-        process.wait()
+        said = await said_until_killed(DIES, tmp_path, lines=kill_after)
+        asked += [line.strip() for line in said if line.strip().isdigit()]
 
     async def noted(task: Task, request: bytes, blob: bytes, story: Story) -> Reply:
         asked.append(request.decode())

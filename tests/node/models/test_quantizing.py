@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,18 +20,12 @@ from inference.models.store import Store
 from market.errors import BlockInvalid, ContentUnavailable, DiskFull, RequestInvalid
 from market.signing import Secp256k1Signer
 from node.models.quantizing import Quantizing
+from tests.node.bench_kit import OWNER, Q4_1, store
 
-OWNER, OTHER = Secp256k1Signer(bytes([1] * 32)), Secp256k1Signer(bytes([2] * 32))
-Q4_1 = Path(__file__).resolve().parents[3] / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+__all__ = ["store"]
+
+OTHER = Secp256k1Signer(bytes([2] * 32))
 model = pytest.mark.model
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = Store(tmp_path / "models")
-    yield opened
-    opened.close()
-    shutil.rmtree(tmp_path, ignore_errors=True)  # some 200 MB, and pytest keeps the folders of three runs
 
 
 @pytest.fixture
