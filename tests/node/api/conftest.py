@@ -185,6 +185,10 @@ class ScriptedBuyer:
                 purchase.put(Part(data=step, units=1))
             elif isinstance(step, Delta):
                 purchase.put(step)
+            elif isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, asyncio.Semaphore):
+                await step.acquire()
             elif isinstance(step, Exception):
                 purchase.put(step)  # type: ignore[arg-type]  # more kinds than a real buyer's
                 return

@@ -21,7 +21,7 @@ async def send_raw(api: str, request: bytes) -> tuple[int, str]:
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             head = await reader.readuntil(b"\r\n\r\n")
             text = head.decode()
             length = next(int(x.split(":")[1]) for x in text.split("\r\n") if x.lower().startswith("content-length"))
@@ -213,10 +213,10 @@ async def test_more_answers_at_once_than_the_limit_are_told_to_come_again(node: 
             async with session.post("/v1/chat/completions", json=question) as second:
                 assert second.status == 429
                 assert (await second.json())["error"]["code"] == "rate_limit_exceeded"
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await node.buyer.hung_up.wait()
         node.buyer.steps = ("one",)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             while (await session.post("/v1/chat/completions", json=question)).status != 200:
                 await asyncio.sleep(0.01)
 
@@ -231,7 +231,7 @@ async def test_a_reader_that_stops_reading_is_let_go(node: Any, known: Any) -> N
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {known.key}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await node.buyer.hung_up.wait()
         writer.close()
 
@@ -268,7 +268,7 @@ async def test_a_listener_on_every_address_says_one_that_can_be_reached(node: An
 
 async def test_closing_the_api_ends_what_is_under_way(node: Any, known: Any) -> None:
     node.buyer.steps = ("one", 3600.0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async with open_api(node, ports=(0,)) as url:
             session = aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {known.key}"})
             await session.post("/v1/chat/completions", json={**known.question, "stream": True})
