@@ -35,7 +35,7 @@ from node.model_cache import ModelCache
 from node.offered import Providing
 from node.serving import Reader, choose_engine, make_offer, open_reader, open_serving
 from node.settings import Settings
-from node.shaping import Shape, shape_of, usable
+from node.shaping import Shape, shape_in_vllm, shape_of, usable
 
 _RESERVE_BYTES: Final = 512 << 20
 """Left to the rest of the machine; of a small one a sixteenth."""
@@ -173,6 +173,8 @@ class Loading:
 
         async def look() -> tuple[Reader, Shape]:
             reader = await open_reader(self._store, manifest)
+            if kind is EngineKind.VLLM:
+                return reader, shape_in_vllm(wanted, self._hardware)
             if self._engine is not None or kind is not EngineKind.LLAMA_CPP or is_llama_text(manifest):
                 return reader, Shape(setup=wanted)
             path, free = await weights_path(self._store, manifest), self._budget(0)

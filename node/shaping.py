@@ -97,6 +97,15 @@ async def shape_of(
     return Shape(setup=in_memory(setup, burden, ram_bytes=ram_bytes, cores=hardware.cores, slots_named=slots_named))
 
 
+def shape_in_vllm(setup: Setup, hardware: Hardware) -> Shape:
+    """Where there are cards vLLM lays a model out on them by itself, all of it, and says itself what does not fit."""
+    return Shape(
+        setup=setup,
+        gpu_layers=ALL_LAYERS if hardware.gpus else 0,
+        vram_bytes=sum(gpu.vram_bytes for gpu in hardware.gpus),
+    )
+
+
 def context_of(settings: EngineSettings, manifest: Manifest) -> int:
     """Tokens of a slot."""
     return min(settings.context, manifest.context or settings.context)

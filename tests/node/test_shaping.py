@@ -27,7 +27,7 @@ from market.offer import Tier
 from market.signing import Secp256k1Signer
 from node.serving import choose_engine, open_serving
 from node.settings import Api, Content, EngineSettings, Mesh, Settings
-from node.shaping import Shape, cards_of, shape_of, usable
+from node.shaping import Shape, cards_of, shape_in_vllm, shape_of, usable
 from node.wiring import open_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,12 @@ async def test_settings_that_name_layers_or_workers_are_obeyed():
     assert await shaped(EngineSettings(workers=4), BARE) == Shape(setup=SETUP)
     crowded = await shaped(EngineSettings(), BARE, replace(SETUP, workers=256))
     assert crowded.setup.workers == 17, "each takes 0.94 GB, as this manifest tells nothing of weights"
+
+
+def test_what_vllm_has_on_cards_is_not_reckoned_against_the_machines_memory():
+    cards, bare = shape_in_vllm(SETUP, replace(CARD, gpus=CARD.gpus * 2)), shape_in_vllm(SETUP, BARE)
+    assert (cards.gpu_layers, cards.vram_bytes, cards.in_ram(140 * GB)) == (ALL_LAYERS, 282 * GB, 2 << 30)
+    assert bare == Shape(setup=SETUP) and bare.in_ram(140 * GB) == 140 * GB
 
 
 def test_a_card_makes_room_for_what_memory_does_not_hold():
