@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ Connection = sqlite3.Connection
 
 BUSY_S = 30.0
 """How long one process waits for another's transaction; the longest there is writes 40,000 leaves in under a second."""
+_AGAIN_S = 0.01
 _VERSION = 2
 _FILES = """
 create table if not exists files(
@@ -73,13 +75,29 @@ def open_index(path: Path, *, writable: bool) -> Database:
         if not writable:
             return _open_read_only(path)
         writer = _connect(path)
-        writer.executescript("pragma journal_mode=wal; pragma synchronous=full; pragma foreign_keys=on;")
+        _keep_log(writer)
+        writer.executescript("pragma synchronous=full; pragma foreign_keys=on;")
         _upgrade(writer)
         return Database(writer, _connect(path))
 
 
 def _connect(path: Path) -> Connection:
     return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_S)
+
+
+def _keep_log(db: Connection) -> None:
+    """Write ahead. SQLite does not wait for whoever else opens a new file in this moment: it says at once that the file
+    is busy (sqlite.org/wal.html, section 9)."""
+    ends_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("pragma journal_mode=wal")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends_s:
+                raise
+            time.sleep(_AGAIN_S)
+        else:
+            return
 
 
 def _open_read_only(path: Path) -> Database:

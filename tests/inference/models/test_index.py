@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,14 @@ def test_a_leaf_table_that_does_not_lead_to_its_root_is_refused(tmp_path: Path) 
     (tmp_path / "other").write_bytes(seeded(3 * MIB, "other"))
     with pytest.raises(BlockInvalid, match="does not hash"):
         leaf_table(dag.root, spans, {dag.root: build_file(tmp_path / "other").nodes[0][1]})
+
+
+def test_an_index_that_another_process_makes_in_this_moment_is_waited_for(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "index.db", isolation_level=None, check_same_thread=False)
+    other.execute("begin immediate")
+    other.execute("create table half(made)")
+    ending = threading.Timer(0.2, other.execute, ["rollback"])
+    ending.start()
+    open_index(tmp_path / "index.db", writable=True).close()
+    ending.join()
+    other.close()
