@@ -3,6 +3,7 @@ RequestInvalid that names it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Self, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from market.errors import RequestInvalid
 
 _MESSAGE_LIMIT = 400
+_PYDANTICS_OWN = re.compile(r" after validation(, not 0$)?")
 
 
 class Shape(BaseModel):
@@ -59,7 +61,7 @@ def _named(error: ValidationError) -> RequestInvalid:
     path = [*first["loc"], *([first["ctx"]["param"]] if "param" in first.get("ctx", {}) else [])]
     param = _path_text(path)
     message = first["msg"][:1].lower() + first["msg"][1:_MESSAGE_LIMIT]
-    message = message.replace("tuple should", "list should", 1).removesuffix(" after validation, not 0")
+    message = _PYDANTICS_OWN.sub("", message.replace("tuple should", "list should", 1))
     return RequestInvalid(f"{param}: {message}.", param=param)
 
 

@@ -95,6 +95,8 @@ def http_refusal(error: web.HTTPException, *, body_bytes: int) -> web.Response:
     message, next_step = f"{error.reason}.", ""
     if error.status == HTTPStatus.NOT_FOUND:
         message, next_step = "there is no such route.", "docs/api.md lists them all."
+    elif error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"this route takes {error.headers.get('Allow', 'another method').replace(',', ', ')}."
     elif error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         message, next_step = f"the body is larger than {body_bytes} bytes.", "limits.body_bytes sets how much is taken."
     elif error.status == HTTPStatus.REQUEST_TIMEOUT:

@@ -50,8 +50,8 @@ class StreamOptions(Shape):
 class TextRequest(Shape):
     model: ModelName
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=256)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=256)] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES_LIMIT)] | None = None
     max_tokens: TokenCount | None = None
     stop: Annotated[list[Stop], Field(max_length=STOPS_LIMIT), BeforeValidator(_stops)] | None = None
@@ -84,7 +84,7 @@ class TextRequest(Shape):
         return Sampling(
             seed=user_seed(self.seed) if self.seed is not None else clerk.random(32),
             temperature_micro=MICRO if self.temperature is None else micro(self.temperature),
-            top_k=self.top_k or 0,
+            top_k=max(0, self.top_k or 0),  # -1 is vLLM's word for no limit
             top_p_micro=MICRO if self.top_p is None else max(1, micro(self.top_p)),
             frequency_penalty_micro=micro(self.frequency_penalty or 0),
             presence_penalty_micro=micro(self.presence_penalty or 0),

@@ -113,6 +113,7 @@ async def test_what_is_not_there_has_openais_error_shape(http: Any) -> None:
     async with http.post("/v1/models") as response:
         assert response.status == 405
         assert response.headers["Allow"] == "GET,HEAD"
+        assert (await response.json())["error"]["message"] == "this route takes GET, HEAD."
         assert (await response.json())["error"]["code"] == "method_not_allowed"
 
 

@@ -154,6 +154,12 @@ async def test_every_parameter_reaches_the_order_as_integers(client: AsyncOpenAI
     assert (order.cache, order.seeded) == (Caching.OWN, True)
 
 
+async def test_the_least_top_p_and_vllms_word_for_no_top_k_are_taken(client: AsyncOpenAI, node: Any) -> None:
+    await client.chat.completions.create(model="small", messages=HELLO, top_p=0, extra_body={"top_k": -1})
+    (order,) = node.buyer.orders
+    assert (order.sampling.top_p_micro, order.sampling.top_k) == (1, 0)
+
+
 async def test_without_a_seed_each_request_gets_a_fresh_one(client: AsyncOpenAI, node: Any) -> None:
     for _ in range(2):
         await client.chat.completions.create(model="small", messages=HELLO)
