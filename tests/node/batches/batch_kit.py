@@ -24,10 +24,10 @@ async def crew(desk: Any, work: Any) -> AsyncIterator[None]:
 
 
 async def said_until_killed(program: str, folder: Path, *, lines: int) -> list[str]:
-    """Runs a Python `program` on `folder`, kills it when it has said so many lines; all that it said."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    """Runs a Python `program` on `folder`, kills it when it has said so many lines; all that it said. Its second
+    argument is how many it may say: the kill may come late."""
+    command = [sys.executable, "-c", program, str(folder), str(lines)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = [await asyncio.to_thread(process.stdout.readline) for _ in range(lines)]
     process.kill()

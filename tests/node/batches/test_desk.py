@@ -64,16 +64,20 @@ async def yes(_endpoint: str, body: bytes, _whose: str) -> Reply:
 
 
 DIES = """
-import asyncio, os, sys, time
+import asyncio, itertools, os, sys, time
 from pathlib import Path
 from node.batches.desk import open_batches
 from node.batches.records import BatchLimits, Reply
+
+said = itertools.count(1)
 
 async def main():
     async with open_batches(Path(sys.argv[1]), limits=BatchLimits(), now_s=time.time, random=os.urandom) as desk:
         async def answer(endpoint, body, whose):
             await asyncio.sleep(0.002)
             print(body.decode(), flush=True)
+            if next(said) >= int(sys.argv[2]):
+                await asyncio.sleep(3600)
             return Reply(status=200, body=body, amount=1)
         print("ready", flush=True)
         await desk.run(answer)

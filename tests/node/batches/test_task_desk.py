@@ -54,16 +54,20 @@ async def echo(_task: Task, request: bytes, blob: bytes, _story: Story) -> Reply
 
 
 DIES = """
-import asyncio, os, sys
+import asyncio, itertools, os, sys
 from pathlib import Path
 from node.batches.desk import open_batches
 from node.batches.records import Reply
+
+said = itertools.count(1)
 
 async def main():
     async with open_batches(Path(sys.argv[1])) as batches:
         async def perform(task, request, blob, story):
             await asyncio.sleep(0.002)
             print(request.decode(), flush=True)
+            if next(said) >= int(sys.argv[2]):
+                await asyncio.sleep(3600)
             return Reply(status=200, body=request + blob)
         await batches.tasks.run(perform)
 

@@ -60,7 +60,7 @@ async def read_answer(reader: asyncio.StreamReader, *, head: bool = False) -> An
 async def ask(url: str, target: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Answer:
     """One request whose target goes out exactly as written; no client library tidies it up."""
     fields = {"Host": "x", "Connection": "close", **(headers or {})}
-    async with asyncio.timeout(20), connected(url) as (reader, writer):
+    async with asyncio.timeout(60), connected(url) as (reader, writer):
         head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {text}\r\n" for name, text in fields.items())
         writer.write(head.encode("latin-1") + b"\r\n")
         answer = await read_answer(reader, head=method == "HEAD")

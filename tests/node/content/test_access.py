@@ -128,7 +128,7 @@ async def test_streams_of_one_address_are_counted_and_given_back(store: Store, t
     data = seeded(24 * MIB)
     root = await put(store, tmp_path, data, public=True)
     limits = ContentLimits(requests_per_s=1e9, burst=10**9, streams=2)
-    async with listening(store, limits=limits) as url, asyncio.timeout(20):
+    async with listening(store, limits=limits) as url, asyncio.timeout(60):
         async with connected(url) as (_, first), connected(url) as (_, second):
             for quiet in (first, second):  # readers that ask and then do not read
                 quiet.write(f"GET /ipfs/{root} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -136,7 +136,7 @@ async def nginx(origin: str, folder: Path) -> AsyncIterator[str]:
     config.write_text(_CONFIG.format(folder=folder, port=port, origin=origin, user=user))
     process = await asyncio.create_subprocess_exec(NGINX, "-p", str(folder), "-c", str(config))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
