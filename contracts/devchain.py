@@ -121,7 +121,7 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     except ImportError as error:
-        print(f"py-evm is not installed ({error.name}): pip install 'octo-node[devnet]'", file=sys.stderr)  # noqa: T201
+        print(f"py-evm is not installed ({error.name}): .venv/bin/pip install -e '.[devnet]'", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

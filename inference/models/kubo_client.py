@@ -145,7 +145,7 @@ def _library() -> Any:
     except ImportError as error:
         raise NodeMisconfigured(
             f"The settings ask for ipfshttpclient, which cannot be imported ({error}).",
-            next_step="Run: pip install 'octo-node[kubo]', or choose the client 'aiohttp'.",
+            next_step="Run: .venv/bin/pip install -e '.[kubo]', or choose the client 'aiohttp'.",
         ) from None
 
 

@@ -29,7 +29,7 @@ def check_onnx_tools(to: str, installed: Callable[[str], bool] = is_installed) -
         if not installed(package):
             raise NodeMisconfigured(
                 f"quantising ONNX models to {to} takes the package {package}, which is not installed.",
-                next_step="Install the extra: pip install 'octo-node[onnx]'.",
+                next_step="Install the extra: .venv/bin/pip install -e '.[onnx]'.",
             )
 
 

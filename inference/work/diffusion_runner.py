@@ -129,7 +129,7 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Diffu
     except ImportError as error:
         raise NodeMisconfigured(
             f"images need the package diffusers with torch ({error.name} is missing).",
-            next_step="Install them: pip install 'octo-node[diffusers]'.",
+            next_step="Install them: .venv/bin/pip install -e '.[diffusers]'.",
         ) from None
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)

@@ -55,7 +55,7 @@ def open_writer(format: str, rate: int) -> SoundWriter:
     except ImportError:
         raise RequestInvalid(
             f"this node cannot write {format}.",
-            next_step="Ask for wav or pcm; the node's owner can add the others: pip install 'octo-node[speech]'.",
+            next_step="Ask for wav or pcm; the node's owner adds the others: .venv/bin/pip install -e '.[speech]'.",
             param="response_format",
         ) from None
     return _Encoder(av, format, rate)

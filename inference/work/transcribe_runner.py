@@ -191,7 +191,7 @@ def open_runner(folder: Path, options: Mapping[str, Any], threads: int) -> Trans
     except ImportError as error:
         raise NodeMisconfigured(
             f"transcription needs the package faster-whisper ({error.name} is missing).",
-            next_step="Install it: pip install 'octo-node[speech]'.",
+            next_step="Install it: .venv/bin/pip install -e '.[speech]'.",
         ) from None
 
     def open_one(device: str, compute: str) -> TranscribeRunner:

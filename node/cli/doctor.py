@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "note", "bad"]
 _MODEL_BYTES = 300 << 20  # the default model, its source, and room for books and logs
 
+_VOICE_LIBRARIES = {"espeak-ng": "libespeak-ng.so.1", "Flite": "libflite.so.1"}
+
 
 @click.command(short_help="Check that a node can run here.")
 @data_dir_option
 @json_option
 def doctor(data_dir: Path | None, as_json: bool) -> None:
-    """Check settings, folder, disk, ports and hardware, and say what to do about what is wrong."""
+    """Check settings, folder, disk, ports, engines and hardware, and say what to do about what is wrong."""
     from rich.text import Text
 
     from node.cli.show import facts, print_json, screen
@@ -51,6 +55,7 @@ def _findings(data_dir: Path | None) -> Iterator[tuple[str, Verdict, str]]:
     yield "settings", "ok", "they hold"
     yield from _folder(settings)
     yield _checked("engine", _engine)
+    yield from _other_engines(vllm=settings.vllm.python is not None)
     yield _checked("hardware", _hardware)
 
 
@@ -92,6 +97,34 @@ def _engine() -> str:
     import llama_cpp
 
     return f"llama-cpp-python {llama_cpp.__version__} loads"
+
+
+def _other_engines(*, vllm: bool) -> Iterator[tuple[str, Verdict, str]]:
+    """Nobody needs them all, so what is missing is a note. Looked for, not loaded: PyTorch alone takes seconds."""
+    for what, modules, install in (
+        ("ONNX", ("onnxruntime",), "onnxruntime"),
+        ("hearing", ("faster_whisper",), "-e '.[speech]'"),
+        ("images", ("diffusers", "torch"), "-e '.[diffusers]'"),
+    ):
+        named = " and ".join(modules).replace("_", "-")
+        if all(find_spec(module) is not None for module in modules):
+            yield what, "ok", f"{named} {'is' if len(modules) == 1 else 'are'} here"
+        else:
+            yield what, "note", f"not here: .venv/bin/pip install {install}"
+    voices = [name for name, library in _VOICE_LIBRARIES.items() if _is_here(library)]
+    if voices:
+        yield "speaking", "ok", f"{' and '.join(voices)} can be loaded"
+    else:
+        yield "speaking", "note", "not here: apt-get install libespeak-ng1, or libflite1"
+    yield "vLLM", "ok" if vllm else "note", "vllm.python names it" if vllm else "vllm.python names none: docs/vllm.md"
+
+
+def _is_here(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _hardware() -> str:

@@ -161,8 +161,8 @@ def missing_engines(*, vllm: bool) -> Mapping[EngineKind, str]:
     for kind, module, package in (
         (EngineKind.LLAMA_CPP, "llama_cpp", "llama-cpp-python"),
         (EngineKind.ONNX, "onnxruntime", "onnxruntime"),
-        (EngineKind.DIFFUSION, "diffusers", "octo-node[diffusers]"),
+        (EngineKind.DIFFUSION, "diffusers", "-e '.[diffusers]'"),
     ):
         if find_spec(module) is None:
-            missing[kind] = f"pip install {package}"
+            missing[kind] = f".venv/bin/pip install {package}"
     return missing

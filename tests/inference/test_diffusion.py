@@ -112,7 +112,7 @@ async def test_without_diffusers_its_owner_is_told_what_to_install(model: Path) 
     with pytest.raises(NodeMisconfigured, match="diffusers") as caught:
         async with open_diffusion_engine(model):
             pass
-    assert "octo-node[diffusers]" in caught.value.next_step
+    assert "'.[diffusers]'" in caught.value.next_step
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ async def test_without_faster_whisper_its_owner_is_told_what_to_install(tmp_path
     with pytest.raises(NodeMisconfigured, match="faster-whisper") as caught:
         async with open_transcription_engine(tmp_path):
             pass
-    assert "octo-node[speech]" in caught.value.next_step
+    assert "'.[speech]'" in caught.value.next_step
 
 
 @pytest.mark.parametrize("format", ["wav", "pcm"])

@@ -369,6 +369,6 @@ async def test_the_packages_surprises_become_our_errors(dag: Dag) -> None:
     importlib.util.find_spec("ipfshttpclient") is not None, reason="the extra [kubo] is installed: nothing is missing"
 )
 async def test_without_the_extra_the_error_says_how_to_get_it() -> None:
-    with pytest.raises(NodeMisconfigured, match=r"pip install 'octo-node\[kubo\]'"):
+    with pytest.raises(NodeMisconfigured, match=r"pip install -e '\.\[kubo\]'"):
         async with open_kubo_client("http://127.0.0.1:5001"):
             pass
