@@ -9,13 +9,16 @@ from rich.text import Text
 
 from node.cli.show import facts, octo, screen, size, table
 
+_COUNTED_IN_TOKENS = {"text", "embedding", "rerank", "reranking"}
+"""What a unit of other work is, says docs/api.md."""
+
 
 def print_model(model: Mapping[str, Any]) -> None:
     rows: list[tuple[str, object]] = [
         ("name", f"{model['name']} {model['version']}"),
         ("manifest", model["model"]),
         ("kind", f"{model['modality']}, {kind_of(model)}, {size(model['size_bytes'])}"),
-        ("context", f"{model['context']} tokens"),
+        *([("context", f"{model['context']} tokens")] if model["context"] else []),
         ("licence", model["licence"]),
         ("creator", f"{model['creator']} ({model['creator_is']})"),
     ]
@@ -24,7 +27,8 @@ def print_model(model: Mapping[str, Any]) -> None:
     rows += [(name, model[name]) for name in ("parent", "source", "directory") if model[name]]
     rows.append(("state", model["state"] + (", running" if model["running"] else "")))
     if model["price_in"] is not None:
-        rows.append(("price", f"from {octo(model['price_in'])} in, {octo(model['price_out'])} out, per million tokens"))
+        unit = "tokens" if model["modality"] in _COUNTED_IN_TOKENS else "units"
+        rows.append(("price", f"from {octo(model['price_in'])} in, {octo(model['price_out'])} out, per million {unit}"))
     rows.extend(("providers" if i == 0 else "", peer) for i, peer in enumerate(model["providers"]))
     out = screen()
     out.print(facts(rows))

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from node.cli.devnet import _prices
+from node.cli.model_facts import print_model
 from node.cli.offers import _print_narrow
 from node.cli.served import abilities, price
 from node.cli.show import bare, counted, elided, printable, screen, size, span, table
@@ -104,3 +105,20 @@ def test_one_is_singular_and_a_cid_is_whole_where_there_is_room() -> None:
     assert [counted(n, "peer") for n in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
     assert elided(cid, Console(width=80)) == "bafyreiaa…aaaaaa"
     assert elided(cid, Console(width=200)) == cid
+
+
+@pytest.mark.parametrize(
+    ("modality", "context", "told", "not_told"),
+    [("text", 2048, ["2048 tokens", "per million tokens"], "units"), ("speech", 0, ["per million units"], "tokens")],
+)
+def test_a_models_price_is_for_what_it_is_counted_in(
+    capsys: pytest.CaptureFixture[str], modality: str, context: int, told: list[str], not_told: str
+) -> None:
+    words = ("name", "version", "model", "format", "quantisation", "licence", "creator", "creator_is", "state")
+    empty = ("lookalike_of", "parent", "source", "directory", "running", "files", "fits")
+    texts, nothing = dict.fromkeys(words, "x"), dict.fromkeys(empty, ())
+    price = {"price_in": 10**17, "price_out": 3 * 10**17, "providers": ["12D3"], "size_bytes": 1}
+    print_model({**texts, **nothing, **price, "modality": modality, "context": context})
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in told)
+    assert not_told not in shown
