@@ -99,6 +99,7 @@ class Dht:
             reach=self._reach,
             confirm=self._confirm,
             found=found,
+            proven=self._remember,
         )
         visited: set[PeerId] = set()
 
@@ -309,6 +310,10 @@ class Dht:
     def _ip_of(self, peer: PeerId) -> str | None:
         remote = self._host.remote(peer)
         return remote[0] if remote else None
+
+    def _remember(self, hint: Hint) -> None:
+        """It may hang up before it is asked for anything: it may have met us on a look-up of its own."""
+        self._dialer.remember(hint.known.peer, hint.known.endpoints, from_ip=hint.teller_ip)
 
     def _hang_up(self, visited: set[PeerId]) -> None:
         """Whom we only passed by does not stay: strangers' names may not become our view of the mesh."""

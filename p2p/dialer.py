@@ -23,6 +23,8 @@ from p2p.limits import NetworkLimits
 _TICK_S = 0.25
 _AT_ONCE = 4
 _SAVE_EVERY_S = 30.0
+_FOUND = 256
+"""Providers whose addresses we keep for the next question to them: twelve look-ups' worth."""
 
 _log = structlog.get_logger()
 
@@ -36,6 +38,7 @@ class Dialer:
         self._dialling: dict[PeerId, trio.Event] = {}
         self._visits = trio.CapacityLimiter(limits.dht_dials)
         self._saved = ""
+        self._found: dict[PeerId, tuple[Endpoint, ...]] = {}
 
     async def run(self) -> None:
         """Dial whoever is due, for ever."""
@@ -65,7 +68,7 @@ class Dialer:
         while not self._host.is_connected(peer):
             under_way = self._dialling.get(peer)
             if under_way is None:
-                return await self._dial(peer, (*self._book.of(peer), *beside))
+                return await self._dial(peer, (*self._book.of(peer), *beside, *self._found.get(peer, ())))
             await under_way.wait()
         return None
 
@@ -79,6 +82,14 @@ class Dialer:
             allowed = [each for each in endpoints if may_dial(each, heard_from_ip=from_ip)]
             async with self._visits:
                 await self.reach(peer, allowed)
+
+    def remember(self, peer: PeerId, endpoints: Sequence[Endpoint], *, from_ip: str | None) -> None:
+        """Where somebody, connected from `from_ip`, says that a provider is, which we found there: for `reach` alone,
+        should it hang up meanwhile. Dialled only when it is asked for something; the oldest are forgotten."""
+        self._found.pop(peer, None)
+        self._found[peer] = tuple(each for each in endpoints if may_dial(each, heard_from_ip=from_ip))
+        if len(self._found) > _FOUND:
+            del self._found[next(iter(self._found))]
 
     def addresses_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
         """Where a peer may be reached, best first, as far as we know."""

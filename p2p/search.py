@@ -34,7 +34,7 @@ class _Candidate:
 class Search:
     """Runs beside a look-up; `found` grows as peers prove alive.
 
-    `reach(hint, visited)` connects, in a bounded time, or raises PeerError.
+    `reach(hint, visited)` connects, in a bounded time, or raises PeerError. `proven(hint)` hears of each that is found.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Search:
         reach: Callable[[Hint, set[PeerId]], Awaitable[None]],
         confirm: Callable[[PeerId], Awaitable[bool]],
         found: list[PeerId],
+        proven: Callable[[Hint], None] = lambda _: None,
     ) -> None:
         self._me = me
         self._at_once = at_once
@@ -53,6 +54,7 @@ class Search:
         self._reach = reach
         self._confirm = confirm
         self._found = found
+        self._proven = proven
         self.visited: set[PeerId] = set()
         self._waiting: dict[PeerId, _Candidate] = {}
         self._seen: set[PeerId] = set()
@@ -94,6 +96,7 @@ class Search:
                 self._tried.update(candidate.tellers)
                 if await self._is_there(candidate.hint):
                     self._found.append(peer)
+                    self._proven(candidate.hint)
                     if len(self._found) >= _ENOUGH:
                         scope.cancel()
             elif self._is_closed:
