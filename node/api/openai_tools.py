@@ -25,6 +25,7 @@ _HEAD_LIMIT_CHARS = 512
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.){1,64}")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL
 )
+_NAMES_NONE = frozenset(("type", "properties", "required", "title", "description", "$schema"))
 _AS_DATA = frozenset(("const", "enum", "default", "examples"))
 
 
@@ -120,7 +121,7 @@ class Toolbox:
         options: list[dict[str, Any]] = []
         for number, function in enumerate(self.functions):
             place = f"arguments_{number}"
-            parts[place] = _moved(function.parameters or {"type": "object"}, place)
+            parts[place] = _moved(_arguments(function), place)
             options.append(
                 {
                     "type": "object",
@@ -133,6 +134,14 @@ class Toolbox:
             parts["answer"] = _moved(answer, "answer")
             options.append({"$ref": "#/$defs/answer"})
         return {**(options[0] if len(options) == 1 else {"anyOf": options}), "$defs": parts}
+
+
+def _arguments(function: Function) -> Mapping[str, Any]:
+    """A function that names no parameter takes none: arguments that a model made up would break its caller's code."""
+    parameters = function.parameters or {}
+    if parameters.keys() <= _NAMES_NONE and not parameters.get("properties"):
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return parameters
 
 
 def _moved(schema: Any, place: str) -> Any:

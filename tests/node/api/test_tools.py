@@ -110,6 +110,28 @@ async def test_a_call_that_must_be_made_is_held_to_a_schema(client: AsyncOpenAI,
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+ANY_FLAGS = {"type": "object", "additionalProperties": {"type": "boolean"}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "held_to"),
+    [
+        (None, NO_ARGUMENTS),
+        ({}, NO_ARGUMENTS),
+        ({"type": "object", "properties": {}, "title": "now"}, NO_ARGUMENTS),
+        (ANY_FLAGS, ANY_FLAGS),
+    ],
+)
+async def test_no_arguments_are_made_up_for_a_function_that_takes_none(
+    client: AsyncOpenAI, node: Any, parameters: Any, held_to: Any
+) -> None:
+    node.buyer.steps = spelled('{"name": "now", "arguments": {}}')
+    tool: Any = {"type": "function", "function": {"name": "now", "parameters": parameters}}
+    await client.chat.completions.create(model="small", messages=HELLO, tools=[tool], tool_choice="required")
+    assert json.loads(node.buyer.orders[0].grammar)["$defs"]["arguments_0"] == held_to
+
+
 async def test_references_inside_parameters_keep_their_meaning(client: AsyncOpenAI, node: Any) -> None:
     node.buyer.steps = ('{"name": "weather", "arguments": {"city": "x"}}',)
     await client.chat.completions.create(model="small", messages=HELLO, tools=[WEATHER], tool_choice="required")
