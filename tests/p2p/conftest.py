@@ -66,7 +66,7 @@ def make_offer() -> Callable[..., SignedOffer]:
     """`make_offer(key, seq=…, now_ms=…, ttl_ms=…, **fields)`: a signed offer that holds, unless told otherwise."""
 
     def make(
-        key: PeerKey, *, seq: int = 1, now_ms: int | None = None, ttl_ms: int = 25_000, **fields: object
+        key: PeerKey, *, seq: int = 1, now_ms: int | None = None, ttl_ms: int = 500_000, **fields: object
     ) -> SignedOffer:
         issued_ms = SystemClock().now_ms() if now_ms is None else now_ms
         offer = Offer(
@@ -103,17 +103,16 @@ def broken_binding(make_key: Callable[[str], PeerKey]) -> Callable[[PeerKey], Si
 
 @pytest.fixture
 def limits() -> NetworkLimits:
-    """The shipped limits with intervals short enough for a test."""
+    """The shipped limits with intervals short enough for a test. Silence is borne for as long as shipped, or longer: on
+    a busy machine all are silent; a test about silence says its own limit."""
     return NetworkLimits(
-        ping_interval_s=0.3,
-        ping_timeout_s=0.5,
-        frame_timeout_s=1.0,
+        ping_timeout_s=10.0,
+        dial_timeout_s=20.0,
+        open_timeout_s=20.0,
         reconnect_min_s=0.2,
         reconnect_max_s=0.5,
         restart_min_s=0.1,
-        content_wait_s=2.0,
         dht_pace_s=0.02,
-        dht_query_timeout_s=2.0,
     )
 
 
@@ -238,10 +237,10 @@ def join(make_key: Callable[[str], PeerKey], limits: NetworkLimits) -> Joiner:
 
 @pytest.fixture
 def until() -> Callable[..., Awaitable[None]]:
-    """`await until(lambda: …)`: returns once it is true, fails after 30 s."""
+    """`await until(lambda: …)`: returns once it is true, fails after 60 s: whether it happens, not how soon."""
 
-    async def wait(holds: Callable[[], object], timeout_s: float = 30) -> None:
-        async with asyncio.timeout(timeout_s):
+    async def wait(holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
             while not holds():
                 await asyncio.sleep(0.02)
 
@@ -268,18 +267,19 @@ class Mallory:
     async def dial(self, address: str) -> None:
         await self._bridge.in_trio(self._host.dial, parse_endpoint(address))
 
-    async def send(self, peer: str, protocol: str, *pieces: bytes, pause_s: float = 0) -> bool:
-        """Write to a new stream; True once the other side has ended it. `heard` is what came back."""
-        return await self._bridge.in_trio(self._send, peer, protocol, pieces, pause_s)
+    async def send(self, peer: str, protocol: str, *pieces: bytes, pause_s: float = 0, limit_s: float = 60) -> bool:
+        """Write to a new stream; True once the other side has ended it, False if it has not in `limit_s`. `heard` is
+        what came back."""
+        return await self._bridge.in_trio(self._send, peer, protocol, pieces, pause_s, limit_s)
 
-    async def _send(self, peer: str, protocol: str, pieces: tuple[bytes, ...], pause_s: float) -> bool:
+    async def _send(self, peer: str, protocol: str, pieces: tuple[bytes, ...], pause_s: float, limit_s: float) -> bool:
         stream = await self._host.libp2p.new_stream(ID.from_string(peer), [TProtocol(protocol)])
         self.heard = b""
-        with suppress(Exception), trio.move_on_after(8):
+        with suppress(Exception), trio.move_on_after(limit_s):
             for piece in pieces:
                 await stream.write(piece)
                 await trio.sleep(pause_s)
-        with trio.move_on_after(8):
+        with trio.move_on_after(limit_s):
             try:
                 while heard := await stream.read(65536):
                     self.heard += heard
@@ -307,7 +307,7 @@ def mallory(make_key: Callable[[str], PeerKey]) -> Callable[..., AbstractAsyncCo
 
         running = asyncio.create_task(run_trio(main))
         try:
-            yield await asyncio.wait_for(ready, 10)
+            yield await asyncio.wait_for(ready, 60)
         finally:
             running.cancel()
             with suppress(asyncio.CancelledError):

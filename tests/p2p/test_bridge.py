@@ -77,7 +77,7 @@ async def test_a_cancellation_crosses_twice() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await bridge.in_trio(in_trio)
-        await asyncio.wait_for(both.wait(), 5)
+        await asyncio.wait_for(both.wait(), 60)
     assert sorted(seen) == ["asyncio", "trio"]
 
 
@@ -117,9 +117,9 @@ async def test_items_reach_trio_in_order_and_in_batches() -> None:
             queue.put(number, 1)
             if number % 50 == 0:
                 await asyncio.sleep(0.001)
-        await asyncio.wait_for(taking, 5)
+        await asyncio.wait_for(taking, 60)
     assert [number for batch in batches for number in batch] == list(range(1000))
-    assert len(batches) < 500
+    assert len(batches[0]) >= 500
 
 
 async def test_a_full_queue_to_trio_makes_the_putter_wait() -> None:
@@ -131,7 +131,7 @@ async def test_a_full_queue_to_trio_makes_the_putter_wait() -> None:
         await asyncio.sleep(0.05)
         assert not waiting.done()
         assert await bridge.in_trio(queue.take_all) == ["heavy"]
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
 
 
 async def test_a_closed_queue_to_trio_wakes_both_sides() -> None:
@@ -140,7 +140,7 @@ async def test_a_closed_queue_to_trio_wakes_both_sides() -> None:
         taking = asyncio.create_task(bridge.in_trio(queue.take_all))
         await asyncio.sleep(0.02)
         queue.close()
-        assert await asyncio.wait_for(taking, 5) == []
+        assert await asyncio.wait_for(taking, 60) == []
         with pytest.raises(QueueClosed):
             await queue.ready()
         with pytest.raises(QueueClosed):
@@ -178,7 +178,7 @@ async def test_trio_waits_while_asyncio_is_too_far_behind() -> None:
         assert len(put) <= 6
         got: list[int] = []
         queue.attach(got.extend)
-        await asyncio.wait_for(pouring, 5)
+        await asyncio.wait_for(pouring, 60)
         await asyncio.sleep(0.01)
     assert got == list(range(100))
 

@@ -34,9 +34,9 @@ async def test_a_late_joiner_learns_the_offers_at_once(
 ) -> None:
     async with join("hub") as hub, join("anna", to=hub) as anna:
         await anna.announce(make_offer(make_key("anna")))
-        await until(lambda: offered(hub) == {(anna.peer, 1)}, 3)
+        await until(lambda: offered(hub) == {(anna.peer, 1)})
         async with join("late", to=hub) as late:
-            await until(lambda: offered(late) == {(anna.peer, 1)}, 3)
+            await until(lambda: offered(late) == {(anna.peer, 1)})
 
 
 async def test_an_offer_made_after_the_connection_arrives_at_once(
@@ -44,7 +44,7 @@ async def test_an_offer_made_after_the_connection_arrives_at_once(
 ) -> None:
     async with join("hub") as hub, join("anna", to=hub) as anna:
         await hub.announce(make_offer(make_key("hub")))
-        await until(lambda: offered(anna) == {(hub.peer, 1)}, 3)
+        await until(lambda: offered(anna) == {(hub.peer, 1)})
 
 
 async def test_newer_offers_travel_by_gossip_across_a_peer_in_between(
@@ -53,14 +53,14 @@ async def test_newer_offers_travel_by_gossip_across_a_peer_in_between(
     async with join("hub") as hub, join("anna", to=hub) as anna, join("bob", to=hub) as bob:
         for seq in range(1, 6):
             await anna.announce(make_offer(make_key("anna"), seq=seq))
-            await until(lambda seq=seq: offered(bob) == offered(hub) == {(anna.peer, seq)}, 5)
+            await until(lambda seq=seq: offered(bob) == offered(hub) == {(anna.peer, seq)})
 
 
 async def test_an_offer_expires_by_itself(join: Join, make_key: MakeKey, make_offer: MakeOffer, until: Until) -> None:
     async with join("hub") as hub, join("anna", to=hub) as anna:
-        await anna.announce(make_offer(make_key("anna"), ttl_ms=1500))
-        await until(lambda: offered(hub), 3)
-        await until(lambda: not offered(hub), 5)
+        await anna.announce(make_offer(make_key("anna"), ttl_ms=6000))
+        await until(lambda: offered(hub))
+        await until(lambda: not offered(hub))
         assert [peer.peer for peer in hub.peers()] == [anna.peer]
 
 
@@ -70,11 +70,11 @@ async def test_the_offer_of_a_peer_that_leaves_goes_with_it(
     async with join("hub") as hub:
         async with join("anna", to=hub) as anna:
             await anna.announce(make_offer(make_key("anna")))
-            await until(lambda: offered(hub), 3)
-        await until(lambda: not offered(hub) and not hub.peers(), 5)
+            await until(lambda: offered(hub))
+        await until(lambda: not offered(hub) and not hub.peers())
         async with join("anna", to=hub) as anna:  # back within the life of its old offer, which still holds
             await anna.announce(make_offer(make_key("anna")))
-            await until(lambda: offered(hub), 3)
+            await until(lambda: offered(hub))
 
 
 async def test_peers_find_each_other_through_the_addresses_in_offers(
@@ -83,7 +83,7 @@ async def test_peers_find_each_other_through_the_addresses_in_offers(
     async with join("hub") as hub, join("anna", to=hub) as anna:
         await anna.announce(make_offer(make_key("anna"), addresses=anna.addresses()))
         async with join("bob", to=hub) as bob:
-            await until(lambda: anna.peer in {peer.peer for peer in bob.peers()}, 5)
+            await until(lambda: anna.peer in {peer.peer for peer in bob.peers()})
 
 
 async def test_an_offer_cannot_make_us_knock_where_its_peer_does_not_live(
@@ -96,16 +96,16 @@ async def test_an_offer_cannot_make_us_knock_where_its_peer_does_not_live(
     async with server, join("hub") as hub, join("anna", to=hub) as anna:
         addresses = (f"/ip4/127.0.0.1/tcp/{port}/p2p/{somebody}", f"/dns4/localhost/tcp/{port}", "nonsense")
         await anna.announce(make_offer(make_key("anna"), addresses=addresses))
-        await until(lambda: offered(hub), 3)
+        await until(lambda: offered(hub))
         async with join("bob", to=hub) as bob:
-            await until(lambda: offered(bob), 3)
+            await until(lambda: offered(bob))
             await asyncio.sleep(0.6)
         assert knocks == []
         # The same door is tried once an offer names it for its own peer: the check above sees knocks.
         addresses = (f"/ip4/127.0.0.1/tcp/{port}",)
         await anna.announce(make_offer(make_key("anna"), seq=2, addresses=addresses))
         async with join("bob", to=hub) as bob:
-            await until(lambda: knocks, 5)
+            await until(lambda: knocks)
 
 
 async def test_callers_can_wait_for_news(join: Join, make_key: MakeKey, make_offer: MakeOffer) -> None:
@@ -113,7 +113,7 @@ async def test_callers_can_wait_for_news(join: Join, make_key: MakeKey, make_off
         seen = hub.version
         waiting = asyncio.create_task(hub.wait_for_change(seen))
         await anna.announce(make_offer(make_key("anna")))
-        assert await asyncio.wait_for(waiting, 5) > seen
+        assert await asyncio.wait_for(waiting, 60) > seen
 
 
 async def test_a_hub_of_many_providers_loses_no_offer(
@@ -127,7 +127,7 @@ async def test_a_hub_of_many_providers_loses_no_offer(
             await network.announce(make_offer(make_key(name)))
         everyone = {(network.peer, 1) for network in networks}
         for network in networks:
-            await until(lambda network=network: offered(network) | {(network.peer, 1)} == everyone, 10)
+            await until(lambda network=network: offered(network) | {(network.peer, 1)} == everyone)
 
 
 async def test_the_address_book_brings_us_back_without_bootstrap(join: Join, until: Until, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ async def test_the_address_book_brings_us_back_without_bootstrap(join: Join, unt
             pass
         assert json.loads(book.read_text())["addresses"] == [hub.addresses()[0]]
         async with join("anna", address_book=book) as anna:
-            await until(lambda: [peer.peer for peer in anna.peers()] == [hub.peer], 5)
+            await until(lambda: [peer.peer for peer in anna.peers()] == [hub.peer])
 
 
 async def test_a_damaged_address_book_is_ignored(join: Join, tmp_path: Path) -> None:

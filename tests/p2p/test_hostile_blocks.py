@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ from p2p.blocks import (
     piece_frame,
     piece_size,
 )
+from p2p.limits import NetworkLimits
 from p2p.network import OctoNetwork
 
 Join = Callable[..., AbstractAsyncContextManager[OctoNetwork]]
@@ -74,11 +77,11 @@ GARBAGE = {
 
 @pytest.mark.net
 async def test_a_request_that_is_none_ends_its_own_stream_and_nothing_else(
-    join: Join, mallory: NewMallory, new_shelf: NewShelf
+    join: Join, mallory: NewMallory, new_shelf: NewShelf, limits: NetworkLimits
 ) -> None:
-    shelf = new_shelf()
+    shelf, strict = new_shelf(), replace(limits, content_wait_s=5)
     root = shelf.put(b"content")
-    async with join("bob", shelf=shelf) as bob, join("anna", to=bob) as anna, mallory() as stranger:
+    async with join("bob", shelf=shelf, limits=strict) as bob, join("anna", to=bob) as anna, mallory() as stranger:
         await stranger.dial(bob.addresses()[0])
         run = bob._bridge
         for name, garbage in GARBAGE.items():
@@ -106,11 +109,11 @@ async def test_credit_for_what_was_never_sent_ends_the_answer(
 
 @pytest.mark.net
 async def test_a_flood_of_streams_is_cut_off_and_others_are_served(
-    join: Join, mallory: NewMallory, new_shelf: NewShelf
+    join: Join, mallory: NewMallory, new_shelf: NewShelf, limits: NetworkLimits
 ) -> None:
-    shelf = new_shelf()
+    shelf, strict = new_shelf(), replace(limits, content_wait_s=5)
     root = shelf.put(b"content")
-    async with join("bob", shelf=shelf) as bob, join("anna", to=bob) as anna, mallory() as stranger:
+    async with join("bob", shelf=shelf, limits=strict) as bob, join("anna", to=bob) as anna, mallory() as stranger:
         await stranger.dial(bob.addresses()[0])
         flood = [asyncio.create_task(stranger.send(bob.peer, BLOCKS_PROTOCOL)) for _ in range(100)]
         await asyncio.sleep(0.5)
@@ -178,8 +181,13 @@ async def test_a_range_longer_than_asked_for_is_blamed_after_what_was_asked(join
 
 @pytest.mark.net
 async def test_a_source_that_does_not_wait_for_a_slow_reader_is_cut_off(join: Join, mallory: NewMallory) -> None:
+    over = threading.Event()
+
     async def gush(_: str, stream: INetStream) -> None:
-        await answer_with(stream, YES, *[piece_frame(bytes(CREDIT_BYTES))] * 64)
+        try:
+            await answer_with(stream, YES, *[piece_frame(bytes(CREDIT_BYTES))] * 64)
+        finally:
+            over.set()
 
     async with join("bob") as bob, mallory({BLOCKS_PROTOCOL: gush}) as hasty:
         await bob.connect(hasty.addresses()[0])
@@ -188,20 +196,23 @@ async def test_a_source_that_does_not_wait_for_a_slow_reader_is_cut_off(join: Jo
             async with aclosing(bob.content_of(hasty.peer).read_range(ROOT, 0, 2**40)) as pieces:
                 async for piece in pieces:
                     if not size:
-                        await asyncio.sleep(1)
+                        assert await asyncio.to_thread(over.wait, 60), "it is not cut off"
                     size += len(piece)
         assert size <= AHEAD_BYTES
 
 
 @pytest.mark.net
-async def test_a_source_that_falls_silent_is_given_up_in_time(join: Join, mallory: NewMallory) -> None:
+async def test_a_source_that_falls_silent_is_given_up_in_time(
+    join: Join, mallory: NewMallory, limits: NetworkLimits
+) -> None:
     async def stall(_: str, stream: INetStream) -> None:
-        await answer_with(stream, YES, piece_frame(b"x" * 10), stay_s=60)
+        await answer_with(stream, YES, piece_frame(b"x" * 10), stay_s=120)
 
-    async with join("bob") as bob, mallory({BLOCKS_PROTOCOL: stall}) as silent:
+    strict = replace(limits, content_wait_s=5)
+    async with join("bob", limits=strict) as bob, mallory({BLOCKS_PROTOCOL: stall}) as silent:
         await bob.connect(silent.addresses()[0])
-        with pytest.raises(ContentUnavailable, match="silent for 2 s"):
-            async with asyncio.timeout(20):
+        with pytest.raises(ContentUnavailable, match="silent for 5 s"):
+            async with asyncio.timeout(60):
                 await bob.content_of(silent.peer).block(ROOT)
 
 
