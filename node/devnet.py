@@ -26,10 +26,6 @@ from node.crew import Crew, Member, MemberFailed, Tell, open_crew
 from node.devnet_chain import NO_CHAIN, DevnetChain, Kind, kept_network, open_devnet_chain
 from node.folder import open_folder
 
-STAKES_S = 0.5
-"""A gateway looks up the stake behind each offer as soon as it hears it, in some 20 ms, and serves no shared prompt
-before; it does not say when it is done."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -150,15 +146,15 @@ async def _all_offers_seen(devnet: Devnet, crew: Crew, timeout_s: float) -> None
                     missing -= _who_offers(seen, devnet.model)
                 if missing:
                     await asyncio.sleep(0.2)
-        if devnet.chain is not None:
-            await asyncio.sleep(STAKES_S)
     except TimeoutError:
         names = ", ".join(member.name for member in devnet.providers if member.peer_id in missing)
         raise MemberFailed(
-            f"the gateway heard no offer of {names} in {timeout_s:.0f} s.",
+            f"the gateway heard no offer of {names}, or saw no stake behind it, in {timeout_s:.0f} s.",
             next_step=f"The logs say more: {devnet.client.log}",
         ) from None
 
 
 def _who_offers(seen: dict[str, Any], model: str) -> set[str]:
-    return {offer["peer"] for offer in seen["offers"] if any(m["model"] == model for m in offer["models"])}
+    """Those that may have any prompt: the stake behind an offer is looked up once the offer is heard."""
+    vetted = [offer for offer in seen["offers"] if offer["unvetted"] is None]
+    return {offer["peer"] for offer in vetted if any(m["model"] == model for m in offer["models"])}

@@ -65,9 +65,11 @@ class Admin:
 
     async def offers(self, _request: web.Request) -> web.Response:
         """Who offers what, and whose offer was refused, why."""
+        chain, live = self._node.chain, self._node.offers()
+        unvetted = [chain.stakes.vet(checked) if chain is not None else None for checked in live]
         return _json(
             {
-                "offers": [_offer(checked) for checked in self._node.offers()],
+                "offers": [{**_offer(checked), "unvetted": why} for checked, why in zip(live, unvetted, strict=True)],
                 "refused": [dict(refused) for refused in self._node.refused_offers()],
             }
         )

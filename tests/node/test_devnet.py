@@ -19,11 +19,12 @@ import psutil
 import pytest
 
 from contracts.anvil import find_anvil
+from node.devnet import _who_offers
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120  # two busy cores, several nodes
+PATIENCE_S = 240  # two busy cores, several nodes
 
 
 def command(*arguments: object) -> list[str]:
@@ -117,6 +118,12 @@ def test_a_devnet_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert not ready.exists()
 
 
+def test_a_devnet_waits_until_the_stake_behind_an_offer_was_seen() -> None:
+    staked, unseen = ({"peer": name, "models": [{"model": "m"}], "unvetted": why} for name, why in
+                      (("12D3a", None), ("12D3b", "its stake is being looked up")))  # fmt: skip
+    assert _who_offers({"offers": [staked, unseen]}, "m") == {"12D3a"}
+
+
 def test_a_devnet_that_is_killed_leaves_nothing_behind_either(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     with running(tmp_path, "devnet", "--providers", 1, "--ready-file", ready) as devnet:
@@ -126,7 +133,7 @@ def test_a_devnet_that_is_killed_leaves_nothing_behind_either(tmp_path: Path) ->
         assert chain_in(processes).is_running()
         devnet.kill()
         devnet.wait()
-        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path), 30)
+        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path))
 
 
 def test_a_devnet_that_is_killed_while_its_chain_starts_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -136,7 +143,7 @@ def test_a_devnet_that_is_killed_while_its_chain_starts_leaves_nothing_behind(tm
         assert chain_in(processes).is_running()
         devnet.kill()
         devnet.wait()
-        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path), 30)
+        eventually(lambda: not alive(processes) and not temporary_folders(tmp_path))
 
 
 def test_a_kept_devnet_goes_on_with_its_chain_and_its_money(tmp_path: Path) -> None:
@@ -153,7 +160,7 @@ def test_a_kept_devnet_goes_on_with_its_chain_and_its_money(tmp_path: Path) -> N
                 model="default", messages=[{"role": "user", "content": "Say hello."}], max_tokens=4
             )
             key = {"Authorization": f"Bearer {facts['api_key']}"}
-            books.append(httpx.get(facts["gateway"] + "/api/v1/wallet", headers=key).json())
+            books.append(httpx.get(facts["gateway"] + "/api/v1/wallet", headers=key, timeout=60).json())
             devnet.send_signal(signal.SIGINT)
             assert devnet.wait(PATIENCE_S) == 0
     assert contracts[0] == contracts[1]

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from node.api.server import create_api
@@ -39,6 +40,13 @@ async def test_offers_come_with_those_that_were_refused(http: Any, known: Any) -
     assert offer["privacy"] == ["public", "shared"]
     assert offer["models"][0]["price_out"] == 3 * 10**17
     assert said["refused"][0]["reason"] == "the offer carries another peer's binding."
+    assert offer["unvetted"] is None
+
+
+async def test_an_offer_says_why_it_gets_public_prompts_alone(http: Any, node: Any) -> None:
+    node.chain = SimpleNamespace(stakes=SimpleNamespace(vet=lambda checked: f"{checked.offer.tier} without a stake"))
+    (offer,) = (await get(http, "/api/v1/offers"))["offers"]
+    assert offer["unvetted"] == f"{offer['tier']} without a stake"
 
 
 async def test_models_and_peers_are_listed(http: Any, known: Any) -> None:
