@@ -16,7 +16,7 @@ import httpx
 import openai
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 90
+START_S = 200
 
 
 class Devnet:
@@ -29,17 +29,17 @@ class Devnet:
         self.log = log
 
     def openai(self, **options) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.gateway}/v1", api_key=self.api_key, max_retries=0, timeout=60, **options)
+        return openai.OpenAI(base_url=f"{self.gateway}/v1", api_key=self.api_key, max_retries=0, timeout=120, **options)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.gateway + path, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=30)
+        return httpx.get(self.gateway + path, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=120)
 
     def settle(self, member: dict) -> dict:
         """Have a node redeem its vouchers, as its owner: with the token in its folder."""
         note = json.loads(Path(member["data_dir"], "running.json").read_text())
         token = Path(note["token_file"]).read_text().strip()
         answer = httpx.post(
-            member["url"] + "/api/v1/settle", json={}, headers={"Authorization": f"Bearer {token}"}, timeout=30
+            member["url"] + "/api/v1/settle", json={}, headers={"Authorization": f"Bearer {token}"}, timeout=120
         )
         return answer.raise_for_status().json()
 
@@ -73,13 +73,13 @@ def open_devnet(
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 try:
-                    process.wait(20)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
 
 
-def wait_until(condition, timeout_s: float = 15.0, every_s: float = 0.05):
+def wait_until(condition, timeout_s: float = 60.0, every_s: float = 0.05):
     """The condition's first truthy result; fails after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -86,7 +86,7 @@ def _run(main: Callable[..., None], log: Path, pipe: Connection, *arguments: Any
     main(pipe, *arguments)
 
 
-async def until(condition, timeout_s: float = 20.0, every_s: float = 0.05) -> None:
+async def until(condition, timeout_s: float = 60.0, every_s: float = 0.05) -> None:
     deadline = time.monotonic() + timeout_s
     while not await condition():
         assert time.monotonic() < deadline, f"not so within {timeout_s} s"

@@ -25,7 +25,7 @@ def keeper(shop, name="bob", **options):
 
 
 async def settled(seller, kept=None):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while kept is not None and len(seller.cache.kept) < kept:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)

@@ -49,7 +49,7 @@ def running(
     *words: str,
     machine: Machine | None = None,
     settings: Mapping[str, str] | None = None,
-    start_s: float = 60,
+    start_s: float = 150,
 ) -> Iterator[dict]:
     """`octo-node start`, until the end of the block; yields what --ready-file holds."""
     ready = folder.with_suffix(".json")
@@ -69,6 +69,6 @@ def running(
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import dataclass
+from math import inf
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,8 +22,28 @@ MODEL_FILE = Path(__file__).resolve().parents[2] / ".cache" / "models" / "SmolLM
 
 @dataclass(frozen=True)
 class Terms:
+    """`answers`: so many its engine gives whole; from then on it comes to half of each."""
+
     folder: Path
     delay_s: float
+    answers: float = inf
+
+
+class Halting(ScriptedEngine):
+    def __init__(self, terms: Terms) -> None:
+        super().__init__(ANSWER, delay_s=terms.delay_s)
+        self._whole = terms.answers
+
+    async def generate(self, job):
+        self._whole -= 1
+        halts = self._whole < 0
+        said = 0
+        async with aclosing(super().generate(job)) as stream:
+            async for generated in stream:
+                yield generated
+                said += len(generated.tokens)
+                if halts and said > len(ANSWER) // 2:
+                    await asyncio.Event().wait()
 
 
 def main(pipe: Connection, terms: Terms) -> None:
@@ -36,8 +58,7 @@ async def _run(pipe: Connection, terms: Terms) -> None:
         mesh=Mesh(listen=("/ip4/127.0.0.1/tcp/0",)),
         content=Content(host="127.0.0.1"),
     )
-    engine = ScriptedEngine(ANSWER, delay_s=terms.delay_s)
-    async with open_node(settings, engine=engine, prepared=[MODEL_FILE]):
+    async with open_node(settings, engine=Halting(terms), prepared=[MODEL_FILE]):
         pipe.send(("ready", None))
         await asyncio.to_thread(pipe.poll, None)
 

@@ -75,7 +75,7 @@ class Gateway:
         """Until the provider was paid for so many different answers, and keeps them."""
         cache = self._provider.answers.cache
         assert cache is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(cache) < answers:
                 await asyncio.sleep(0.02)
 
@@ -88,7 +88,7 @@ class Gateway:
             return json.loads(text) if response.content_type == "application/json" else text
 
     async def until(self, key: str, path: str, is_over: Callable[[Any], bool]) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_over(said := await self.send(key, path)):
                 await asyncio.sleep(0.05)
         return said
@@ -120,7 +120,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         )
         client = await stack.enter_async_context(open_node(joins))
         http = await stack.enter_async_context(aiohttp.ClientSession(client.url))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not client.catalog.on_offer():
                 await asyncio.sleep(0.05)
         yield Gateway(provider, http, *keys)

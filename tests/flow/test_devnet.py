@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import openai
@@ -38,7 +37,7 @@ def wallet(url: str, data_dir: str) -> dict:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     return json.loads(out.stdout)
@@ -105,7 +104,7 @@ def test_a_receipt_verifies_in_another_folder_without_network(devnet: Devnet, tm
             command = ["unshare", "--net", *command]
         environment = {**os.environ, "OCTO_DATA_DIR": str(tmp_path / "elsewhere")}
         return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, check=False
         )
 
     good = verify(str(file), "--answer", text)
@@ -144,14 +143,14 @@ def test_an_unknown_model_is_answered_with_what_is_on_offer(devnet: Devnet):
 
 def test_without_the_key_nothing_is_answered(devnet: Devnet):
     for path in ("/v1/models", "/api/v1/status", "/api/v1/wallet"):
-        assert httpx.get(devnet.gateway + path).status_code == 401
-    assert httpx.get(devnet.gateway + "/healthz").status_code == 200
+        assert httpx.get(devnet.gateway + path, timeout=60).status_code == 401
+    assert httpx.get(devnet.gateway + "/healthz", timeout=60).status_code == 200
 
 
 def test_a_foreign_host_or_origin_is_turned_away(devnet: Devnet):
     key = {"Authorization": f"Bearer {devnet.api_key}"}
-    assert httpx.get(devnet.gateway + "/v1/models", headers={**key, "Host": "evil.example"}).status_code == 403
-    assert httpx.get(devnet.gateway + "/v1/models", headers={**key, "Origin": "http://evil.example"}).status_code == 403
+    for foreign in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        assert httpx.get(devnet.gateway + "/v1/models", headers=key | foreign, timeout=60).status_code == 403
 
 
 def test_a_client_that_hangs_up_stops_the_provider_and_both_settle(devnet: Devnet):
@@ -162,7 +161,7 @@ def test_a_client_that_hangs_up_stops_the_provider_and_both_settle(devnet: Devne
         if count == 5:
             break
     stream.close()
-    wait_until(lambda: sum(devnet.provider_log(p["peer_id"]).count(served) for p in devnet.providers) > before, 5)
+    wait_until(lambda: sum(devnet.provider_log(p["peer_id"]).count(served) for p in devnet.providers) > before)
 
 
 def test_many_clients_at_once_are_all_answered(devnet: Devnet):
@@ -184,7 +183,7 @@ def test_what_the_client_spent_is_what_the_providers_earned(devnet: Devnet):
         earned = sum(int(provider["balances"]["earned"]) for provider in providers)
         return (client, providers) if 0 < int(client["balances"]["spent"]) == earned else None
 
-    client, providers = wait_until(books, 10, every_s=0.5)
+    client, providers = wait_until(books, every_s=0.5)
     for provider in devnet.providers:
         devnet.settle(provider)
     # And so the chain says, asked by somebody who is none of them.
@@ -232,9 +231,9 @@ def test_a_gateway_killed_mid_stream_leaves_the_provider_serving_others(tmp_path
         next(iter(stream))
         os.kill(devnet.ready["client"]["pid"], signal.SIGKILL)
         peer = devnet.providers[0]["peer_id"]
-        wait_until(lambda: "client_gone" in devnet.provider_log(peer), 10)
+        wait_until(lambda: "client_gone" in devnet.provider_log(peer))
         own = json.loads((tmp_path / "ready.json").read_text())["providers"][0]
-        health = httpx.get(own["url"] + "/healthz").json()
+        health = httpx.get(own["url"] + "/healthz", timeout=60).json()
         assert health["ready"] is True
 
 
@@ -242,8 +241,7 @@ def test_ctrl_c_ends_every_process_and_leaves_nothing_behind(tmp_path):
     with open_devnet(tmp_path, providers=1) as devnet:
         pids = [devnet.ready["client"]["pid"], *(p["pid"] for p in devnet.providers)]
         devnet.process.send_signal(signal.SIGINT)
-        assert devnet.process.wait(20) == 0
-        time.sleep(0.2)
+        assert devnet.process.wait(60) == 0
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -43,7 +44,7 @@ def hand_in(remote, number: int) -> str:
 @pytest.mark.processes
 async def test_after_kill_9_in_the_middle_every_task_is_done_once_and_keeps_its_receipt(tmp_path):
     terms = Terms(folder=tmp_path / "node", delay_s=0.008)
-    node = await start_node(terms)
+    node = await start_node(replace(terms, answers=6))  # however late the kill comes, it comes in the middle
     ids = [await asyncio.to_thread(hand_in, node.remote, number) for number in range(16)]
     before: dict[str, dict] = {}
 
@@ -65,7 +66,7 @@ async def test_after_kill_9_in_the_middle_every_task_is_done_once_and_keeps_its_
         assert not [task for task in page["data"] if task["status"] in ("failed", "expired")]
         return all(task["status"] == "done" for task in page["data"])
 
-    await until(all_done, timeout_s=40.0)
+    await until(all_done)
     tasks = {id: await asyncio.to_thread(node.remote.get, f"{PATH}/{id}") for id in ids}
     for id, task in tasks.items():
         assert task["usage"]["units_out"] == len(ANSWER)  # a byte a token; the model's tokenizer reads other words
@@ -102,7 +103,7 @@ async def a_market(
     provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model=added["model"])))
     joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
     client = await stack.enter_async_context(open_node(joined))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not client.catalog.on_offer():
             await asyncio.sleep(0.05)
     return provider, client, client.catalog.on_offer()[0].name

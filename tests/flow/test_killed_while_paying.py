@@ -104,7 +104,7 @@ async def both_books_agree(street: Street, client: Forked, channel_id: bytes) ->
         theirs, mine = (await street.payee.call("books"))[channel_id], (await client.call("books"))[channel_id]
         return (mine.paid, mine.receipts) == (theirs.paid, theirs.receipts)
 
-    await until(agree, 5)
+    await until(agree)
 
 
 async def end_channels(street: Street, who: str, client: Forked) -> None:
@@ -162,6 +162,7 @@ def is_telling(step: Step) -> bool:
     return not step[0].startswith("before") or step[0] == "before a transaction"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("who", ["client", "provider"])
 async def test_a_death_at_any_step_of_a_payment_loses_nothing_and_pays_nothing_twice(tmp_path, who):
     async with open_street(tmp_path) as street:

@@ -52,7 +52,7 @@ async def test_while_the_chain_is_away_tasks_go_on_up_to_a_limit_and_then_everyt
                 async def is_away() -> bool:
                     return await street.payee.call("health") == "away"
 
-                await until(is_away, 40)
+                await until(is_away)
                 for _ in range(2):
                     assert (await alice.call("buy", "Hi"))["text"] == ANSWER, "on the channel that is there"
 
@@ -66,7 +66,7 @@ async def test_while_the_chain_is_away_tasks_go_on_up_to_a_limit_and_then_everyt
             async def is_back() -> bool:
                 return await street.payee.call("health") == "up"
 
-            await until(is_back, 40)
+            await until(is_back)
             assert (await alice.call("buy", "Hi"))["text"] == ANSWER
 
             async def paid() -> bool:

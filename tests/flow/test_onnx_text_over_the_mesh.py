@@ -61,7 +61,7 @@ async def a_market(stack: AsyncExitStack, tmp_path: Path) -> tuple[RunningNode, 
     provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model=added["model"])))
     joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
     client = await stack.enter_async_context(open_node(joined))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not client.catalog.on_offer():
             await asyncio.sleep(0.05)
     return provider, client

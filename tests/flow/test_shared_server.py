@@ -89,7 +89,7 @@ async def test_a_server_that_runs_already_is_bought_from_over_the_mesh(tmp_path:
     async with open_node(settings_in(tmp_path / "p", share=share)) as provider:
         joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
         async with open_node(joined) as client:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not client.catalog.on_offer():
                     await asyncio.sleep(0.05)
             (offered,) = client.catalog.on_offer()

@@ -138,16 +138,20 @@ async def trade(town: Town, *, tasks: int, kills: int, chance: random.Random) ->
 
 
 async def settle(town: Town) -> None:
-    """Everything that is due becomes money."""
-    for name in ("provider-1", "provider-2"):
+    """Everything that is due becomes money: vouchers too that were still on their way when the last answer came."""
+    async with open_chain(town.devchain.url) as chain:
+        channels = Channels(chain, town.devchain.deployment)
+        for name in ("provider-1", "provider-2"):
 
-        async def settled(name=name) -> bool:
-            with suppress(OctoError):
-                said = await asyncio.to_thread(town.nodes[name].remote.post, "/api/v1/settle", {}, timeout_s=60)
-                return int(said["left"]) == 0
-            return False
+            async def settled(name=name) -> bool:
+                with suppress(OctoError):
+                    await asyncio.to_thread(town.nodes[name].remote.post, "/api/v1/settle", {}, timeout_s=60)
+                    books = await town.books(name)
+                    on_chain = await channels.channels(list(books))
+                    return [held.paid for held in books.values()] == [channel.redeemed for channel in on_chain]
+                return False
 
-        await until(settled, 60, every_s=0.2)
+            await until(settled, every_s=0.2)
 
 
 async def add_up(town: Town) -> None:
@@ -184,7 +188,7 @@ def wallet_of(town: Town, name: str) -> bytes:
 
 async def run(folder: Path, *, tasks: int, kills: int, seed: int) -> None:
     async with open_town(folder) as town:
-        await until(town.buy, 60)
+        await until(town.buy)
         await trade(town, tasks=tasks, kills=kills, chance=random.Random(seed))
         await settle(town)
         await add_up(town)

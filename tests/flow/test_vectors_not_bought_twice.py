@@ -64,7 +64,7 @@ class Town:
     @asynccontextmanager
     async def client(self, **routing: Any) -> AsyncIterator[Client]:
         async with open_node(self.settings(**routing)) as node, aiohttp.ClientSession(node.url) as http:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not node.catalog.on_offer():
                     await asyncio.sleep(0.05)
             yield Client(node, http)
@@ -233,7 +233,7 @@ async def test_the_lines_of_a_batch_find_what_their_user_had_embedded(town: Town
                 batch = await sdk.batches.create(
                     input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
                 )
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while batch.status != "completed":
                         await asyncio.sleep(0.05)
                         batch = await sdk.batches.retrieve(batch.id)
@@ -277,7 +277,7 @@ async def test_after_kill_9_whatever_was_answered_is_known_and_whole(town: Town)
         async with openai.AsyncOpenAI(base_url=f"{url.strip()}/v1", api_key=town.ann, max_retries=0) as sdk:
             asking = [asyncio.create_task(ask(sdk, number)) for number in range(4)]
             try:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while answered.qsize() < 12:
                         await asyncio.sleep(0.01)
                 process.send_signal(signal.SIGKILL)

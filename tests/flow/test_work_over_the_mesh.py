@@ -49,7 +49,7 @@ async def a_market(
     provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model=added["model"])))
     joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],), models=ModelSettings())
     client = await stack.enter_async_context(open_node(joined))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not client.catalog.on_offer():
             await asyncio.sleep(0.05)
     return provider, client
@@ -168,7 +168,7 @@ async def test_a_voice_of_another_node_speaks(tmp_path: Path) -> None:
         provider = await stack.enter_async_context(open_node(settings_in(tmp_path / "p", model="espeak-ng")))
         joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
         client = await stack.enter_async_context(open_node(joined))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not client.catalog.on_offer():
                 await asyncio.sleep(0.05)
         async with openai.AsyncOpenAI(

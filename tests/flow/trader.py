@@ -65,7 +65,7 @@ DEPOSIT = OCTO // 100
 TICK = 8
 PRICE_IN, PRICE_OUT = OCTO, 3 * OCTO
 SOON = NetworkLimits(
-    reconnect_min_s=0.05, reconnect_max_s=0.2, ping_interval_s=0.5, ping_timeout_s=2.0, restart_min_s=0.1
+    reconnect_min_s=0.05, reconnect_max_s=0.2, ping_interval_s=0.5, ping_timeout_s=4.0, restart_min_s=0.1
 )
 ONLY_WHEN_TOLD = SettlePolicy(worth=2**200, age_s=2**40, period_s=0.2)
 
@@ -210,7 +210,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
                     if name == "cursor"  # kept with every block: no step of a payment
                     else WatchedKeeper(FileKeeper(terms.folder / name), name, wire)
                 ),
-                terms=RailTerms(deposit_cap=OCTO, away_limit=terms.away_limit, open_s=20, check_s=2),
+                terms=RailTerms(deposit_cap=OCTO, away_limit=terms.away_limit, open_s=60, check_s=10),
                 policy=ONLY_WHEN_TOLD,
                 send_terms=SendTerms(poll_s=0.05, taken_after_s=0.3, bump_after_s=1.0, patience_s=30),
                 follow_terms=FollowTerms(poll_s=0.05, orphan_s=0.0),
@@ -236,7 +236,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
             books=books,
             verifier=ReceiptVerifier(),
             clock=clock,
-            terms=SellerTerms(tick_tokens=TICK, payment_timeout_s=2.0),
+            terms=SellerTerms(tick_tokens=TICK, tick_s=60.0),
         )
         mesh = await stack.enter_async_context(
             open_network(
@@ -264,7 +264,7 @@ async def open_trader(terms: Terms) -> AsyncIterator[Trader]:
                 clock=clock,
                 random=os.urandom,
                 prepaid=PrepaidCap(OCTO, clock),
-                terms=DealTerms(propose_timeout_s=3.0, token_timeout_s=3.0, settle_timeout_s=2.0),
+                terms=DealTerms(),
             ),
             network=WatchedNetwork(mesh, wire),
             offers=lambda: offers,
