@@ -212,11 +212,11 @@ def _open_worker(
 ) -> AbstractAsyncContextManager[SupervisedEngine]:
     threads = settings.threads or 1
     if kind is EngineKind.DIFFUSION:
-        return open_diffusion_engine(folder, threads=threads, cards=cards)
+        return open_diffusion_engine(folder, packages=settings.packages, threads=threads, cards=cards)
     if manifest.format == Format.VOICE:
         return open_speaking_engine(folder)
     if kind is EngineKind.SPEECH:
-        return open_transcription_engine(folder, threads=threads, cards=cards)
+        return open_transcription_engine(folder, packages=settings.packages, threads=threads, cards=cards)
     if is_llama_text(manifest):
         return open_llama_text_engine(
             folder,

@@ -146,7 +146,8 @@ class EngineSettings(_Section):
     for. `warm`: names, as in `model` and `serve`, of those that are never unloaded.
     `gpu_layers` of a model go to the graphics cards: -1 all, 0 none, and then no engine but vLLM uses one; none named:
     as many as fit, if llama.cpp was built for cards. `onnx_providers`: where ONNX Runtime computes, most wanted first.
-    `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s` and told again; 0: none."""
+    `packages`: a folder with faster-whisper or diffusers, if they are not installed beside the node (`pip install
+    --target`). `response_cache`: so many bytes of answers are kept for `response_cache_ttl_s`, told again; 0: none."""
 
     workers: Annotated[int, Field(ge=1, le=256)] | None = None
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -156,6 +157,7 @@ class EngineSettings(_Section):
     warm: Words = ()
     gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
     onnx_providers: Annotated[tuple[Literal["cpu", "cuda", "tensorrt"], ...], NoDecode, BeforeValidator(_listed)] = ()
+    packages: Annotated[Path, AfterValidator(_whole_path)] | None = None
     response_cache: OptionalBytes = 0
     response_cache_ttl_s: Annotated[float, Field(ge=1, le=365 * 24 * 3600)] = 24 * 3600.0
 

@@ -55,7 +55,7 @@ def _findings(data_dir: Path | None) -> Iterator[tuple[str, Verdict, str]]:
     yield "settings", "ok", "they hold"
     yield from _folder(settings)
     yield _checked("engine", _engine)
-    yield from _other_engines(vllm=settings.vllm.python is not None)
+    yield from _other_engines(settings)
     yield _checked("hardware", _hardware)
 
 
@@ -99,7 +99,7 @@ def _engine() -> str:
     return f"llama-cpp-python {llama_cpp.__version__} loads"
 
 
-def _other_engines(*, vllm: bool) -> Iterator[tuple[str, Verdict, str]]:
+def _other_engines(settings: Settings) -> Iterator[tuple[str, Verdict, str]]:
     """Nobody needs them all, so what is missing is a note. Looked for, not loaded: PyTorch alone takes seconds."""
     for what, modules, install in (
         ("ONNX", ("onnxruntime",), "onnxruntime"),
@@ -107,7 +107,7 @@ def _other_engines(*, vllm: bool) -> Iterator[tuple[str, Verdict, str]]:
         ("images", ("diffusers", "torch"), "-e '.[diffusers]'"),
     ):
         named = " and ".join(modules).replace("_", "-")
-        if all(find_spec(module) is not None for module in modules):
+        if all(find_spec(module) is not None or _is_in(settings.engine.packages, module) for module in modules):
             yield what, "ok", f"{named} {'is' if len(modules) == 1 else 'are'} here"
         else:
             yield what, "note", f"not here: .venv/bin/pip install {install}"
@@ -116,7 +116,12 @@ def _other_engines(*, vllm: bool) -> Iterator[tuple[str, Verdict, str]]:
         yield "speaking", "ok", f"{' and '.join(voices)} can be loaded"
     else:
         yield "speaking", "note", "not here: apt-get install libespeak-ng1, or libflite1"
+    vllm = settings.vllm.python is not None
     yield "vLLM", "ok" if vllm else "note", "vllm.python names it" if vllm else "vllm.python names none: docs/vllm.md"
+
+
+def _is_in(packages: Path | None, module: str) -> bool:
+    return packages is not None and (packages / module).is_dir()
 
 
 def _is_here(library: str) -> bool:

@@ -132,7 +132,7 @@ async def open_desk(
         shipped_creator=read_manifest((await store.in_thread(shipped_manifest)).encoded()).creator,
         hardware=hardware,
         quota_bytes=models.quota,
-        missing=missing_engines(vllm=settings.vllm.python is not None),
+        missing=missing_engines(vllm=settings.vllm.python is not None, packages=settings.engine.packages),
         offered=offered,
         running=running,
         entries=catalogs.entries,
@@ -153,8 +153,9 @@ async def open_desk(
     yield desk
 
 
-def missing_engines(*, vllm: bool) -> Mapping[EngineKind, str]:
-    """Engines that do not run here, and what would bring them. `vllm`: the settings say where vLLM is."""
+def missing_engines(*, vllm: bool, packages: Path | None = None) -> Mapping[EngineKind, str]:
+    """Engines that do not run here, and what would bring them. `vllm`: the settings say where vLLM is; `packages`: a
+    folder of theirs beside the node's own."""
     missing = {EngineKind.OPENAI_HTTP: "a server is shared with `octo-node start --share URL`, not loaded from a model"}
     if not vllm:
         missing[EngineKind.VLLM] = NO_VLLM
@@ -163,6 +164,6 @@ def missing_engines(*, vllm: bool) -> Mapping[EngineKind, str]:
         (EngineKind.ONNX, "onnxruntime", "onnxruntime"),
         (EngineKind.DIFFUSION, "diffusers", "-e '.[diffusers]'"),
     ):
-        if find_spec(module) is None:
+        if find_spec(module) is None and not (packages is not None and (packages / module).is_dir()):
             missing[kind] = f".venv/bin/pip install {package}"
     return missing

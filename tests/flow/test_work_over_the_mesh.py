@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from node.settings import Api, Content, EngineSettings, Mesh, ModelSettings, Set
 from node.wiring import open_node
 from tests.inference import bert_kit
 from tests.inference import onnx_kit as kit
+from tests.inference.media_kit import PACKAGES, PIPELINE, WHISPER, require_media
 
 pytestmark = pytest.mark.net
 
@@ -180,3 +182,46 @@ async def test_a_voice_of_another_node_speaks(tmp_path: Path) -> None:
         sound = spoken.read()
     assert sound[:4] == b"RIFF"
     assert len(sound) > 50_000  # over a second
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+async def test_another_node_speaks_hears_and_draws_with_real_weights_and_receipts(tmp_path: Path) -> None:
+    require_media()
+    models = ("espeak-ng", str(WHISPER), str(PIPELINE))
+    settings = settings_in(tmp_path / "p", model=models[0], serve=models[1:])
+    engine = settings.engine.model_copy(update={"packages": PACKAGES})
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(open_node(settings.model_copy(update={"engine": engine})))
+        joined = settings_in(tmp_path / "c", provide=False, join=(provider.addresses()[0],))
+        client = await stack.enter_async_context(open_node(joined))
+        async with asyncio.timeout(120):
+            while len(client.catalog.on_offer()) < len(models):
+                await asyncio.sleep(0.05)
+        heard_by, drawn_by = (
+            next(m.name for m in client.catalog.on_offer() if m.name in names)
+            for names in ((WHISPER.name, WHISPER.parent.name), (PIPELINE.name,))
+        )
+        async with openai.AsyncOpenAI(
+            base_url=f"{client.url}/v1", api_key=str(client.first_api_key), max_retries=0
+        ) as sdk:
+            spoken = await sdk.audio.speech.create(
+                model="espeak-ng",
+                voice="en-us",
+                input="The quick brown fox jumps over the lazy dog.",
+                response_format="wav",
+            )
+            heard = await sdk.audio.transcriptions.create(model=heard_by, file=("fox.wav", spoken.content))
+            drawn = await sdk.images.generate(
+                model=drawn_by, prompt="a fox", size="64x64", extra_body={"octo": {"steps": 2, "seed": 7}}
+            )
+        assert len({"quick", "brown", "fox", "over", "lazy"} & set(heard.text.lower().split())) >= 3, heard.text
+        assert base64.b64decode((drawn.data or [])[0].b64_json or "").startswith(b"\x89PNG")
+        receipts = [
+            spoken.response.headers["x-octo-receipt"],
+            *(answer.model_extra["octo"]["receipt"] for answer in (heard, drawn)),
+        ]
+        for receipt in receipts:
+            record = await client.receipts.receipt_by_cid(receipt)
+            assert record is not None and record.pieces
+            assert record.receipt.read().amount > 0
