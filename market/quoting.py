@@ -9,6 +9,7 @@ from market.message import CallForProposals, Counter
 from market.parts import SellerParts, Served, Serving
 from market.quote import Quote
 from market.task import TaskId
+from market.work import ONE_BY_ONE
 
 Prices = tuple[int, int]
 """Per million tokens in and out."""
@@ -37,7 +38,7 @@ class Quoting:
         if call.mode not in served.model.modes:
             raise RequestInvalid(f"this provider does not serve {call.mode} mode.")
         room = call.tokens_in + (call.max_tokens if isinstance(served, Served) else 0)
-        if room > served.engine.info.context:
+        if room > served.engine.info.context and call.work not in ONE_BY_ONE:
             raise RequestInvalid(f"the context here is {served.engine.info.context} tokens.")
         return served
 

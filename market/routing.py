@@ -15,7 +15,7 @@ from market.money import cost, format_octo
 from market.offer import CheckedOffer, ModelOffer
 from market.task import Mode, Privacy, TaskId
 from market.values import value
-from market.work import Work
+from market.work import ONE_BY_ONE, Work
 
 _LACKS: Mapping[str, str] = {
     "bias": "biases no tokens (logit_bias)",
@@ -148,7 +148,7 @@ def _why_not(needs: Needs, checked: CheckedOffer, model: ModelOffer | None) -> s
     if needs.rail not in offer.rails:
         return f"is paid over {', '.join(offer.rails) or 'nothing'}, not {needs.rail}"
     room = needs.tokens_in + (needs.max_tokens if needs.work is Work.CHAT else 0)  # only a chat shares one context
-    if room > model.context:
+    if room > model.context and needs.work not in ONE_BY_ONE:
         return f"its context is {model.context} tokens, {room} are needed"
     return None
 

@@ -17,7 +17,7 @@ counts as a unit is `Meter`'s to say, and both sides count alike.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -49,6 +49,10 @@ class Work(Word):
     SPEAK = "speak"
     IMAGE = "image"
     LOOK = "look"
+
+
+ONE_BY_ONE: Final = frozenset((Work.EMBED, Work.RERANK))
+"""Their inputs share no context: an offer's is for each of them, and the meter has judged that before."""
 
 
 @value

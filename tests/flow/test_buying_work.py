@@ -46,6 +46,16 @@ async def test_each_piece_arrives_and_the_receipt_counts_units(shop) -> None:
     assert buyer.spent() == seller.earned() == outcome.amount
 
 
+@pytest.mark.parametrize("texts", [TEXTS, tuple(f"text {number}" for number in range(500))])
+async def test_texts_share_no_context_however_many_there_are(shop, texts) -> None:
+    engine = HashEmbedder()
+    engine.info = replace(engine.info, context=16)  # of each of them
+    shop.seller("s", engine=engine, meter=ByteMeter())
+    parts, outcome = await bought(shop.buyer("b").buyer, WorkOrder(model=MODEL, request=EmbedRequest(inputs=texts)))
+    assert len(parts) == len(texts)
+    assert outcome.tokens_in == sum(map(len, texts)) > 16
+
+
 async def test_the_receipt_of_work_is_checked_offline_piece_by_piece(shop) -> None:
     shop.seller("s", engine=HashEmbedder(), meter=ByteMeter())
     buyer = shop.buyer("b")

@@ -77,6 +77,28 @@ async def test_embeddings_are_bought_from_another_node_with_a_receipt(tmp_path: 
         assert len(record.tokens) == 2  # what stands twice is bought once
 
 
+async def test_more_texts_than_one_context_holds_are_embedded_and_ranked(tmp_path: Path) -> None:
+    texts = [f"red green blue {number}" for number in range(400)]
+    for graph, modality in ((kit.pooling_embedder(), "embedding"), (kit.reranker(), "rerank")):
+        async with AsyncExitStack() as stack:
+            folder = tmp_path / modality
+            folder.mkdir()
+            _, client = await a_market(stack, folder, onnx_files(folder, graph, "many"), modality)
+            (offered,) = client.catalog.on_offer()
+            headers = {"Authorization": f"Bearer {client.first_api_key}"}
+            session = await stack.enter_async_context(aiohttp.ClientSession(client.url, headers=headers))
+            path, body = (
+                ("/v1/embeddings", {"model": offered.name, "input": texts})
+                if modality == "embedding"
+                else ("/v1/rerank", {"model": offered.name, "query": "red", "documents": texts})
+            )
+            async with session.post(path, json=body) as response:
+                told = json.loads(await response.text())
+            assert response.status == 200, told
+            assert len(told.get("data") or told["results"]) == len(texts)
+            assert told["usage"]["prompt_tokens"] > offered.context
+
+
 async def test_documents_are_ranked_by_another_node(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         _, client = await a_market(stack, tmp_path, onnx_files(tmp_path, kit.reranker(), "ranker"), "rerank")

@@ -12,6 +12,7 @@ from market.money import OCTO
 from market.offer import CheckedOffer, Offer, Tier
 from market.routing import Cheapest, Choice, Fastest, Needs, Reliable, choose
 from market.task import Mode, Privacy
+from market.work import Work
 
 
 def needs(words: Any, **changes: Any) -> Needs:
@@ -118,6 +119,13 @@ def test_who_cannot_serve_is_told_why(words: Any, changes: dict[str, Any], reaso
     assert choice.ranked == ()
     assert choice.refused == {"peer": reason}
     assert choice.because == "nobody can serve it"
+
+
+@pytest.mark.parametrize(("work", "shared"), [(Work.EMBED, False), (Work.RERANK, False), (Work.SPEAK, True)])
+def test_a_context_is_for_each_of_many_texts(words: Any, work: Work, shared: bool) -> None:
+    able = offer(words, "peer", model={"works": (work,), "context": 512})
+    choice = choose(needs(words, work=work, tokens_in=9000), [able], {}, Cheapest())
+    assert dict(choice.refused) == ({"peer": "its context is 512 tokens, 9000 are needed"} if shared else {})
 
 
 @pytest.mark.parametrize(
