@@ -70,7 +70,7 @@ class Crew:
         self._in_thread = in_thread
         self._doubt = doubt
         self._board = Board(partial.leaves, partial.done)
-        self._clock = asyncio.get_running_loop().time
+        self._clock = crowd.clock
         self._workers: Counter[Standing] = Counter()
         self._unsaved = 0
         self._saving: asyncio.Task[None] | None = None
@@ -170,7 +170,7 @@ class Crew:
         self, pieces: AsyncGenerator[bytes | memoryview], deadline: float, standing: Standing
     ) -> memoryview:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(deadline - self._clock()):
                 return memoryview(await anext(pieces))
         except StopAsyncIteration:
             raise ContentUnavailable(f"{standing.name} ended {self._root} early.") from None

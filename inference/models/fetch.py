@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -29,6 +29,7 @@ from market.ports import ContentSource
 
 _log = structlog.get_logger()
 
+Clock = Callable[[], float]
 PATIENCE = Patience()
 _NODES_AT_ONCE = 16
 _BROUGHT_LIMIT_BYTES = 16 * 1024 * 1024
@@ -48,17 +49,19 @@ async def fetch_file(
     progress: OnProgress = quiet,
     blame: Blame = forgive,
     patience: Patience = PATIENCE,
+    clock: Clock | None = None,
 ) -> Path:
     """Bring a file into the store and return its path; what an earlier pull brought is kept.
 
     `size_bytes`: what the manifest says; another size is refused before anything is downloaded. `blame` is called once
-    for each source that sent wrong bytes. Cancelling the task stops everything; nothing that was verified is lost.
+    for each source that sent wrong bytes. `clock` gives the seconds by which sources are slow or quick; None: the event
+    loop's. Cancelling the task stops everything; nothing that was verified is lost.
     Raises ContentUnavailable if no source is left, BlockInvalid if the DAG itself is unsound, DiskFull.
     """
     parsed = parse_cid(root)
     async with open_pull_lock(store.parts, root):
         if not store.has(root):
-            crowd = new_crowd(root, sources, patience, blame)
+            crowd = new_crowd(root, sources, patience, blame, clock)
             await _Pull(store, parsed, crowd, progress, patience).run(size_bytes, public)
         elif public:
             await store.set_public(root)
@@ -72,13 +75,15 @@ async def fetch_block(
     return await new_crowd(cid, sources, patience, blame).block(parse_cid(cid))
 
 
-def new_crowd(cid: str, sources: Sequence[ContentSource], patience: Patience, blame: Blame) -> Crowd:
+def new_crowd(
+    cid: str, sources: Sequence[ContentSource], patience: Patience, blame: Blame, clock: Clock | None = None
+) -> Crowd:
     """All sources of one pull, none with a mark against it yet."""
     return Crowd(
         cid,
         sources,
         patience=patience,
-        clock=asyncio.get_running_loop().time,
+        clock=clock or asyncio.get_running_loop().time,
         jitter=random.random,  # spreads retries, guards nothing
         blame=blame,
     )
@@ -120,8 +125,7 @@ class _Pull:
             raise BlockInvalid(f"{self._name} holds {total} bytes where {size_bytes} were announced.")
         partial = await self._store.open_partial(self._name, leaves, total)
         try:
-            clock = asyncio.get_running_loop().time
-            meter = Meter(self._name, total, self._progress, clock, self._crowd.speeds)
+            meter = Meter(self._name, total, self._progress, self._crowd.clock, self._crowd.speeds)
             meter.say(partial.done_bytes)
             try:
                 await self._use_brought(partial)

@@ -87,7 +87,7 @@ class Crowd:
         self.live = [Standing(source) for source in sources]
         self._cid = cid
         self._patience = patience
-        self._clock = clock
+        self.clock = clock
         self._jitter = jitter
         self._blame = blame
         self._reasons: dict[str, OctoError] = {}
@@ -97,18 +97,18 @@ class Crowd:
 
     def speeds(self) -> Mapping[str, float]:
         """Bytes per second of all that have sent any."""
-        now = self._clock()
+        now = self.clock()
         return {standing.name: standing.speed(now) for standing in self.live if standing.rate}
 
     def started(self, standing: Standing) -> None:
-        standing.rate = standing.rate or Rate(self._clock())
+        standing.rate = standing.rate or Rate(self.clock())
 
     def delivered(self, standing: Standing, count: int) -> None:
         """`count` verified bytes came."""
         standing.strikes = standing.busy = 0
         standing.proven = True
         if standing.rate:
-            standing.rate.add(count, self._clock())
+            standing.rate.add(count, self.clock())
 
     def failed(self, standing: Standing, error: OctoError) -> None:
         """A source did not deliver: out with it if it lied, else a pause, and a strike unless it was only busy."""
@@ -119,7 +119,7 @@ class Crowd:
             self._drop(standing, error)
             self._blame(standing.name, error.message)
             return
-        now, patience = self._clock(), self._patience
+        now, patience = self.clock(), self._patience
         if now < standing.paused_until:
             return  # one outage breaks all streams to a source: that is one failure
         wanted = getattr(error, "retry_after_s", None)
@@ -161,7 +161,7 @@ class Crowd:
 
     async def _from_anyone(self, cid: Cid) -> bytes | None:
         """The quickest first; the next joins in when one fails or takes its time."""
-        now = self._clock()
+        now = self.clock()
         waiting = deque(sorted(self.live, key=lambda standing: (standing.strikes, -standing.speed(now))))
         asked: dict[asyncio.Task[bytes], Standing] = {}
         try:

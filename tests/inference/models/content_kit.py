@@ -182,6 +182,14 @@ class DagSource:
             yield self._bend(self._data[at : min(at + 65_536, start + length)])
 
 
+def slow_clock() -> Callable[[], float]:
+    """A thousandth of the loop's time: nobody is too slow by it, whatever the machine does, and nobody's work is taken
+    over."""
+    time = asyncio.get_running_loop().time
+    began = time()
+    return lambda: began + (time() - began) / 1000
+
+
 def blocks_of(path: Path, profile: Profile = PROFILE_2025) -> tuple[str, dict[str, bytes]]:
     """(root, every block by CID) of a file."""
     dag, data = build_file(path, profile), path.read_bytes()

@@ -225,6 +225,6 @@ async def serving(
 @asynccontextmanager
 async def serving_hub(hub: MockHub) -> AsyncIterator[tuple[str, Web]]:
     """The hub's endpoint, its CDN under another port, and a client for both."""
-    async with serving(hub.cdn_app()) as cdn, serving(hub.app()) as endpoint, open_web(silence_s=2.0) as client:
+    async with serving(hub.cdn_app()) as cdn, serving(hub.app()) as endpoint, open_web(silence_s=60.0) as client:
         hub.cdn_url = cdn
         yield endpoint, client

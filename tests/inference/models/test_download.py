@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,12 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 @asynccontextmanager
-async def host_of(data: bytes = DATA, **options: bool) -> AsyncIterator[tuple[FileHost, str, Web]]:
+async def host_of(
+    data: bytes = DATA, *, silence_s: float = 60.0, **options: bool
+) -> AsyncIterator[tuple[FileHost, str, Web]]:
     host = FileHost(**options)
     host.files["m.gguf"] = data
-    async with serving(host.app()) as url, open_web(silence_s=1.0) as client:
+    async with serving(host.app()) as url, open_web(silence_s=silence_s) as client:
         yield host, f"{url}/m.gguf", client
 
 
@@ -80,9 +82,9 @@ async def test_a_stream_without_a_length_is_taken_to_its_end(tmp_path: Path) -> 
 @pytest.mark.parametrize("ranges", [True, False])
 async def test_cut_connections_busy_answers_and_silence_are_waited_out(tmp_path: Path, ranges: bool) -> None:
     faults = [
-        Fault(cut_after=MIB), Fault(status=503), Fault(status=429, headers={"Retry-After": "0"}), Fault(pause_s=1.5),
+        Fault(cut_after=MIB), Fault(status=503), Fault(status=429, headers={"Retry-After": "0"}), Fault(pause_s=30),
     ]  # fmt: skip
-    async with host_of(ranges=ranges) as (host, url, client):
+    async with host_of(ranges=ranges, silence_s=3.0) as (host, url, client):
         host.faults = lambda number, _: faults[number] if number < len(faults) else None
         patience = type(QUICK)(tries=6, pause_s=0.01)
         assert (await bring(client, url, tmp_path, patience=patience)).read_bytes() == DATA
@@ -175,7 +177,7 @@ async def test_an_answer_that_is_not_the_range_that_was_asked_for_is_not_used(
 
 @pytest.mark.parametrize(("ranges", "claimed"), [(False, len(DATA) + 10), (False, len(DATA) - 10)])
 async def test_a_wrong_content_length_never_passes(tmp_path: Path, ranges: bool, claimed: int) -> None:
-    async with host_of(ranges=ranges) as (host, url, client):
+    async with host_of(ranges=ranges, silence_s=1.0) as (host, url, client):
         host.faults = lambda *_: Fault(headers={"Content-Length": str(claimed)})
         with pytest.raises((ContentUnavailable, BlockInvalid)):
             await bring(client, url, tmp_path)
@@ -258,6 +260,10 @@ async def test_what_was_kept_is_used_only_if_it_is_still_right(tmp_path: Path, d
         assert bytes_asked(host) > len(DATA) - 1000
 
 
+def noted_in(note: Path) -> list[int]:
+    return json.loads(note.read_text())["filled"]
+
+
 CHILD = """
 import asyncio, sys
 from pathlib import Path
@@ -286,7 +292,14 @@ async def test_after_kill_9_only_what_is_missing_is_sent_again(tmp_path: Path) -
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CHILD, url, str(tmp_path), sha256, env={"PYTHONPATH": root}
         )
-        while host.sent_bytes < 40 * MIB or not any(tmp_path.glob("*.now")):  # a sync takes the cheap note away
+
+        def behind_bytes() -> int:
+            """By which the cheap note is behind the host; a sync takes it away."""
+            with suppress(FileNotFoundError):
+                return host.sent_bytes - max((sum(noted_in(note)) for note in tmp_path.glob("*.now")), default=0)
+            return host.sent_bytes
+
+        while host.sent_bytes < 16 * MIB or behind_bytes() > 8 * MIB:  # a child without a core notes nothing
             await asyncio.sleep(0.01)
             assert child.returncode is None
         child.send_signal(signal.SIGKILL)
@@ -299,7 +312,7 @@ async def test_after_kill_9_only_what_is_missing_is_sent_again(tmp_path: Path) -
         path = await bring(client, url, tmp_path, expected=Expected(sha256=sha256))
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
         again = before + host.sent_bytes - len(data)
-        # what was sent since the last note, a quarter of a second at 10 MiB/s, and what still lay in the sockets
+        # what was sent since the last note, and what still lay in the sockets
         assert again < 12 * MIB, f"{again / MIB:.1f} MiB of {len(data) / MIB:.0f} were sent twice"
 
 

@@ -34,7 +34,7 @@ def dag(tmp_path_factory: pytest.TempPathFactory) -> Dag:
 
 @asynccontextmanager
 async def kubo_of(daemon: KuboDouble) -> AsyncIterator[KuboSource]:
-    async with serving(daemon.app()) as url, open_kubo(url, timeout_s=2) as kubo:
+    async with serving(daemon.app()) as url, open_kubo(url, timeout_s=60) as kubo:
         yield kubo
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,12 +135,19 @@ async def test_a_cancelled_add_stops_and_leaves_nothing(counted: Store, disk: Co
     source = tmp_path / "large"
     with source.open("wb") as file:
         file.truncate(64 * MIB)
-    started = asyncio.Event()
+    started, cancelled = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
-    disk.at_write = lambda: loop.call_soon_threadsafe(started.set)
+
+    def hold() -> None:
+        loop.call_soon_threadsafe(started.set)
+        cancelled.wait(60)
+
+    disk.at_write = hold
     adding = asyncio.create_task(counted.add(source))
     await started.wait()
     adding.cancel()
+    await asyncio.sleep(0)  # the task has heard of it
+    cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await adding
     assert list(counted.parts.iterdir()) == []
