@@ -22,7 +22,7 @@ from market.signing import Secp256k1Signer
 from market.testing import FixedClock, MemoryBooks
 from market.voucher import ChannelTerms, Opening
 
-RAIL = RailTerms(deposit_cap=100 * OCTO, away_limit=OCTO, open_s=20, check_s=2)
+RAIL = RailTerms(deposit_cap=100 * OCTO, away_limit=OCTO, open_s=60, check_s=2)
 NOW = SettlePolicy(worth=0, dust=0, period_s=0.1)
 NEVER = SettlePolicy(worth=2**200, age_s=2**40, period_s=0.1)
 QUICKLY = FollowTerms(poll_s=0.05)
@@ -122,7 +122,7 @@ async def paid(payer: Node, payee: Node, mine: Channel, theirs: Channel, amount:
     return mine, theirs
 
 
-async def until(condition, timeout_s: float = 10.0) -> None:
+async def until(condition, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not await condition():
             await asyncio.sleep(0.05)

@@ -79,7 +79,7 @@ async def test_kill_9_loses_nothing_that_was_answered(tmp_path):
                 assert after[0][: len(before[0])] == before[0]
                 assert after[1][: len(before[1])] == before[1]
                 await check_deployment(chain, second.deployment)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     while sent < sent_before + 5:
                         await asyncio.sleep(0.02)
                 sending.cancel()
@@ -100,7 +100,7 @@ async def test_a_transaction_that_was_accepted_is_mined_after_the_kill(tmp_path)
             for task in sending:
                 task.cancel()
     async with open_devchain(tmp_path, network=NETWORK) as second, open_chain(second.url) as chain:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await chain.balance(to) < 5:
                 await asyncio.sleep(0.05)
 
@@ -114,8 +114,9 @@ async def test_time_goes_on_with_ours_and_never_back(tmp_path):
         assert head.timestamp <= time.time() + 1, "a burst does not run ahead of the clock"
         blocks = [await chain.block(number) for number in range(head.number + 1)]
         assert all(a.timestamp < b.timestamp for a, b in itertools.pairwise(blocks))
-        await asyncio.sleep(2.2)
-        assert (await chain.head()).number > head.number, "blocks come without transactions too"
+        async with asyncio.timeout(60):  # blocks come without transactions too
+            while (await chain.head()).number < head.number + 2:
+                await asyncio.sleep(0.1)
 
 
 async def test_one_folder_holds_one_chain(tmp_path):
@@ -151,7 +152,7 @@ async def test_the_chain_ends_with_the_process_that_started_it(tmp_path):
     pid, url = (await asyncio.wait_for(parent.stdout.readline(), 30)).split()
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while Path(f"/proc/{int(pid)}").exists() and "Z" not in Path(f"/proc/{int(pid)}/stat").read_text().split()[2]:
             await asyncio.sleep(0.05)
     async with open_rpc(url.decode()) as rpc:

@@ -28,7 +28,7 @@ from market.signing import Secp256k1Signer
 
 NETWORK = "octo-test"
 CHALLENGE_S = 3600
-QUICK = SendTerms(poll_s=0.02, taken_after_s=0.3, bump_after_s=1.0, patience_s=30)
+QUICK = SendTerms(poll_s=0.02, taken_after_s=0.3, bump_after_s=1.0, patience_s=120)
 CHAIN_IDS = itertools.count(31_400)
 
 
