@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,10 @@ async def session_of(node: RunningNode) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def chat(session: aiohttp.ClientSession, words: str, **more: Any) -> Told:
+async def chat(
+    session: aiohttp.ClientSession, words: str, heard: Callable[[], None] = lambda: None, **more: Any
+) -> Told:
+    """`heard` is called with each event of a stream."""
     body = {"model": "default", "messages": [{"role": "user", "content": words}], **more}
     pieces: list[str] = []
     async with session.post("/v1/chat/completions", json=body) as response:
@@ -68,6 +71,7 @@ async def chat(session: aiohttp.ClientSession, words: str, **more: Any) -> Told:
             return Told(response.status, tuple(choice["message"]["content"] for choice in told["choices"]))
         async for line in response.content:
             if line.startswith(b"data: {"):
+                heard()
                 event = json.loads(line[6:])
                 if "error" in event:
                     return Told(response.status, tuple(pieces), event["error"])
@@ -82,7 +86,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
 
 
 async def all_up(node: RunningNode) -> int:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not (pids := node.providing.worker_pids()):
             await asyncio.sleep(0.02)
     return pids[0]
@@ -92,20 +96,23 @@ async def test_eight_streams_survive_kill_9_of_their_worker_and_are_told_of_a_se
     prompts = [f"Tell me a story about {n} cats." for n in range(8)]
     async with session_of(node) as session:
 
-        async def all_of_them() -> list[Told]:
-            asked = [chat(session, words, temperature=0, max_tokens=32, stream=True) for words in prompts]
-            async with asyncio.timeout(60):
+        async def all_of_them(heard: Callable[[], None] = lambda: None) -> list[Told]:
+            asked = [chat(session, words, heard, temperature=0, max_tokens=64, stream=True) for words in prompts]
+            async with asyncio.timeout(120):
                 return await asyncio.gather(*asked)
 
         async def killed(times: int) -> list[Told]:
-            asking = asyncio.create_task(all_of_them())
-            for _ in range(times):
-                while node.providing.load().running < len(prompts):
-                    await asyncio.sleep(0.02)
-                await asyncio.sleep(0.3)  # some have begun to speak
-                os.kill(await all_up(node), signal.SIGKILL)
-                while node.providing.worker_pids():
-                    await asyncio.sleep(0.01)
+            spoken = asyncio.Event()
+            asking = asyncio.create_task(all_of_them(spoken.set))
+            async with asyncio.timeout(120):
+                await spoken.wait()
+                for _ in range(times):
+                    pid = await all_up(node)
+                    while not node.providing.load().running:
+                        await asyncio.sleep(0.005)
+                    os.kill(pid, signal.SIGKILL)
+                    while node.providing.worker_pids():
+                        await asyncio.sleep(0.005)
             return await asking
 
         quiet = await all_of_them()
@@ -160,7 +167,7 @@ async def test_a_schema_that_nothing_satisfies_or_nobody_can_keep_ends_with_the_
     )
     async with session_of(node) as session:
         for schema in odd:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 told = await chat(session, "Go.", max_tokens=16, response_format=held_to(schema))
             assert told.error is not None, schema
             assert told.status == 400 and told.error["code"] == "invalid_request", (schema, told.error)
@@ -176,7 +183,7 @@ async def test_a_client_that_asks_for_everything_does_not_keep_another_waiting(t
         modest = open_node(settings_in(tmp_path / "m", provide=False, join=join))
         async with greedy as one, modest as other, session_of(one) as mine, session_of(other) as yours:
             for gateway in (one, other):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not gateway.catalog.on_offer():
                         await asyncio.sleep(0.05)
             for session in (mine, yours):  # both have paid before
