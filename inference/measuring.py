@@ -28,6 +28,7 @@ _ANSWER_TOKENS: Final = 32
 _SHORT_PROMPT: Final = 16
 _RUNS: Final = 3
 _IDS: Final = 500
+Clock = Callable[[], float]
 _Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -48,19 +49,21 @@ async def measure_engine(
     *,
     pids: Sequence[int] = (),
     step: Callable[[int, int], None] = lambda _done, _total: None,
+    clock: Clock = time.perf_counter,
 ) -> Measured:
-    """`pids` are the engine's workers; `step` hears how many of how many steps are done. Raises EngineFailed."""
+    """`pids` are the engine's workers; `step` hears how many of how many steps are done; `clock` gives seconds. Raises
+    EngineFailed."""
     loads = [count for count in CONCURRENCY if count <= engine.info.slots]
     lengths = [length for length in PROMPTS if length + _ANSWER_TOKENS < engine.info.context]
     total, done = len(loads) + len(lengths), 0
     rates: dict[str, float] = {}
     waits: dict[str, float] = {}
     for count in loads:
-        rates[str(count)] = statistics.median([await throughput(engine, count) for _ in range(_RUNS)])
+        rates[str(count)] = statistics.median([await throughput(engine, count, clock=clock) for _ in range(_RUNS)])
         done += 1
         step(done, total)
     for length in lengths:
-        waits[str(length)] = statistics.median([await first_token_s(engine, length) for _ in range(_RUNS)])
+        waits[str(length)] = statistics.median([await first_token_s(engine, length, clock=clock) for _ in range(_RUNS)])
         done += 1
         step(done, total)
     return Measured(
@@ -71,7 +74,9 @@ async def measure_engine(
     )
 
 
-async def throughput(engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS) -> float:
+async def throughput(
+    engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS, *, clock: Clock = time.perf_counter
+) -> float:
     """Tokens per second of so many streams together, from the moment when all of them speak: each has had its first
     token, and counts until the first of them ends. Prefill is not in it."""
     started = [0.0] * streams
@@ -87,26 +92,28 @@ async def throughput(engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS)
             async for item in stream:
                 counts[number] += len(item.tokens)
                 if not started[number] and item.tokens:
-                    started[number] = time.perf_counter()
+                    started[number] = clock()
                     if all(started):
                         all_speak.append(started[number])
                         before.append(sum(counts))
         if not ended.is_set():
             ended.set()
-            end.append((time.perf_counter(), sum(counts)))
+            end.append((clock(), sum(counts)))
 
-    begun = time.perf_counter()
+    begun = clock()
     await asyncio.gather(*(one(number) for number in range(streams)))
     if all_speak and end[0][0] > all_speak[0] and end[0][1] > before[0]:
         return (end[0][1] - before[0]) / (end[0][0] - all_speak[0])
-    return sum(counts) / (time.perf_counter() - begun)
+    return sum(counts) / (clock() - begun)
 
 
-async def goodput(engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS) -> float:
+async def goodput(
+    engine: Engine, streams: int, tokens: int = _ANSWER_TOKENS, *, clock: Clock = time.perf_counter
+) -> float:
     """Tokens per second of so many requests together, prompts and waiting included: what a market earns."""
-    begun = time.perf_counter()
+    begun = clock()
     counts = await asyncio.gather(*(_count(engine, number, tokens) for number in range(streams)))
-    return sum(counts) / (time.perf_counter() - begun)
+    return sum(counts) / (clock() - begun)
 
 
 async def _count(engine: Engine, number: int, tokens: int) -> int:
@@ -114,14 +121,14 @@ async def _count(engine: Engine, number: int, tokens: int) -> int:
         return sum([len(item.tokens) async for item in stream])
 
 
-async def first_token_s(engine: Engine, length: int) -> float:
+async def first_token_s(engine: Engine, length: int, *, clock: Clock = time.perf_counter) -> float:
     """From the request to the first token of a lone stream whose prompt has `length` tokens that nobody sent before."""
-    begun = time.perf_counter()
+    begun = clock()
     async with aclosing(engine.generate(_job(_prompt(time.perf_counter_ns(), length), 1))) as stream:
         async for item in stream:
             if item.tokens or item.finish:
-                return time.perf_counter() - begun
-    return time.perf_counter() - begun
+                return clock() - begun
+    return clock() - begun
 
 
 def memory_of(pids: Sequence[int]) -> int:

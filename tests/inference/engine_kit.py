@@ -38,14 +38,24 @@ async def answer(engine: BatchedEngine, work: Job) -> list[int]:
     return [token async for item in engine.generate(work) for token in item.tokens]
 
 
-async def until(condition: Callable[[], Any], limit_s: float = 15) -> None:
+async def until(condition: Callable[[], Any], limit_s: float = 60) -> None:
+    """Whether it happens at all; how soon is no claim."""
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.01)
 
 
+def runs(process: psutil.Process | int) -> bool:
+    """Whether it is there and no zombie. It may end, and be reaped, between any two looks."""
+    try:
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def own_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in psutil.Process().children(recursive=True) if runs(child)]
 
 
 @cache

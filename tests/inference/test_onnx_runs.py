@@ -31,11 +31,11 @@ CONTEXT = 8192
 ROUNDS = 3
 """For each token; a token then takes some 0.4 ms."""
 LONG = "red " * 4000
-HANG_S = 0.6
+HANG_S = 1.0
 
 
-def opened(folder: Path, *, hang_s: float = HANG_S):
-    embed_folder(folder, kit.slow_embedder(ROUNDS))
+def opened(folder: Path, *, hang_s: float = HANG_S, rounds: int = ROUNDS):
+    embed_folder(folder, kit.slow_embedder(rounds))
     meter = EmbedMeter(load_plain_encoder(folder / "tokenizer.json", limit=CONTEXT))
     return open_onnx_engine(folder, kind="embed", models=["model.onnx"], meter=meter, context=CONTEXT, hang_s=hang_s)
 
@@ -59,8 +59,15 @@ class RefusingDesk(ListDesk):
         self.refused.append(error)
 
 
+class Evenly(Patience):
+    """For which no run takes more than a millisecond: one that a busy machine holds up makes it no more patient."""
+
+    def took(self, size: int, seconds: float) -> None:
+        super().took(size, min(seconds, 0.001))
+
+
 async def running(engine: SupervisedEngine, jobs: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while engine.load().running < jobs:
             await asyncio.sleep(0.005)
 
@@ -69,12 +76,16 @@ async def running(engine: SupervisedEngine, jobs: int) -> None:
 
 
 async def test_a_text_that_takes_longer_than_a_hang_is_none(tmp_path):
-    async with opened(tmp_path) as engine:
-        [pid] = engine.worker_pids
-        began = time.monotonic()
-        assert len(await embedded(engine, LONG)) == 1
-        assert time.monotonic() - began > HANG_S, "the test's text is too short for this machine"
-        assert engine.worker_pids == (pid,)
+    for rounds in (ROUNDS, 5 * ROUNDS, 25 * ROUNDS):  # on a fast machine it must be more work
+        async with opened(tmp_path / str(rounds), rounds=rounds) as engine:
+            [pid] = engine.worker_pids
+            began = time.monotonic()
+            assert len(await embedded(engine, LONG)) == 1
+            took_s = time.monotonic() - began
+            assert engine.worker_pids == (pid,)
+        if took_s > HANG_S:
+            return
+    pytest.fail("the test's text is too short for this machine")
 
 
 async def test_a_run_that_nobody_waits_for_any_more_is_ended_and_the_next_one_begins(tmp_path):
@@ -86,7 +97,7 @@ async def test_a_run_that_nobody_waits_for_any_more_is_ended_and_the_next_one_be
         for one in jobs:
             one.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):  # it would take ten minutes
             assert len(await embedded(engine, "red")) == 1
         assert engine.worker_pids == (pid,)
 
@@ -110,17 +121,19 @@ async def test_a_process_that_stops_in_the_middle_of_a_run_is_replaced_and_the_r
 
 
 async def test_a_prompt_that_takes_longer_than_a_hang_is_answered_by_the_worker_that_has_it(tmp_path):
-    shape = Shape(vocabulary=300)
-    graph, _ = decoder(shape, random_weights(shape), Export(rounds=150))
-    (tmp_path / "model.onnx").write_bytes(graph)
+    shape, model = Shape(vocabulary=300), tmp_path / "model.onnx"
     work = replace(job(64, 2), prompt=tuple(range(64)))
-    async with open_onnx_llm_engine(tmp_path / "model.onnx", workers=1, slots=1, context=128, hang_s=HANG_S) as engine:
-        pids = engine.worker_pids
-        began = time.monotonic()
-        async with asyncio.timeout(60):
+    for rounds in (150, 750, 3750):  # on a fast machine it must be more work
+        model.write_bytes(decoder(shape, random_weights(shape), Export(rounds=rounds))[0])
+        async with open_onnx_llm_engine(model, workers=1, slots=1, context=128, hang_s=HANG_S) as engine:
+            pids = engine.worker_pids
+            began = time.monotonic()
             assert len(await answer(engine, work)) == 2
-        assert time.monotonic() - began > HANG_S, "the test's prompt is too short for this machine"
-        assert engine.worker_pids == pids
+            took_s = time.monotonic() - began
+            assert engine.worker_pids == pids
+        if took_s > HANG_S:
+            return
+    pytest.fail("the test's prompt is too short for this machine")
 
 
 # ---- one run -------------------------------------------------------------------------------------------
@@ -162,34 +175,36 @@ def test_what_asking_raises_ends_the_run_and_comes_out_behind_it(tmp_path):
 
 
 def test_a_run_that_takes_longer_than_its_like_is_ended_and_not_vouched_for(tmp_path):
-    ready = session(tmp_path, Patience(least_s=0.5))
+    ready = session(tmp_path, Evenly(least_s=0.5))
     ready.run(feeds("red"), "last_hidden_state", always)
-    asked: list[float] = []
+    asked = 0
 
     def go_on() -> bool:
-        asked.append(time.monotonic())
+        nonlocal asked
+        asked += 1
         return True
 
-    began = time.monotonic()
     with pytest.raises(RanTooLong, match="longer"):
         ready.run(feeds(kit.ENDLESS), "last_hidden_state", go_on)
-    assert asked[-1] - began < 1.5
+    assert asked <= 7, "ten times a second, for half a second"
     assert ready.run(feeds("red"), "last_hidden_state", always).shape == (1, 1, kit.WIDTH)
 
 
 def test_rows_of_a_call_that_took_too_long_are_not_tried_one_by_one(tmp_path):
     class Counting(Patience):
         runs = 0
+        limit_s = LIMIT_S
 
         def of(self, size: int) -> float:
             self.runs += 1
-            return min(super().of(size), 1.0)
+            return self.limit_s
 
     patience = Counting()
     ready = session(tmp_path, patience)
     encoder = load_plain_encoder(tmp_path / "tokenizer.json", limit=64)
     runner = open_onnx_texts(tmp_path, ready, encoder, kind="embed")
     assert runner.together
+    patience.limit_s = 1.0
     tried, desk = patience.runs, RefusingDesk(Task(1, EmbedRequest(inputs=(kit.ENDLESS,) * 30), b"", 30))
     runner.run(desk)
     assert patience.runs == tried + 1 and [type(error) for error in desk.refused] == [RanTooLong]

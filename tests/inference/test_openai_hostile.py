@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,8 @@ from market.ports import EngineLoad
 from tests.inference.upstream_kit import (
     END,
     HEAD,
+    QUICK,
+    STRICT,
     answer,
     attached,
     delta,
@@ -45,10 +48,10 @@ from tests.inference.upstream_kit import (
         (says(b"x" * 3_000_000), "too large"),
         (says(b"data: x\n" * 3_000_000), "too large|far more"),
         (says(event({"choices": [], "x": "x" * 100_000}) * 60), "far more"),
-        (says(1.5), "silent"),
-        (says(delta("a"), 1.0, delta("b"), END), "silent"),
-        (says(*[b": still here\n\n", 0.1] * 20), "silent"),
-        (says(delta("a"), *[event({"choices": []}), 0.1] * 20), "silent"),
+        (says(600.0), "silent"),
+        (says(delta("a"), 600.0, delta("b"), END), "silent"),
+        (says(*[b": still here\n\n", 0.1] * 6000), "silent"),
+        (says(delta("a"), *[event({"choices": []}), 0.1] * 6000), "silent"),
         (says(delta("a"), END, head=b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"), "something else"),
         (says(END, head=HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")), "something else"),
         (says(END, head=b"SSH-2.0-OpenSSH_9\r\n\r\n"), "broke off"),
@@ -63,8 +66,8 @@ from tests.inference.upstream_kit import (
     ],
 )
 async def test_whatever_a_server_does_wrong_is_a_failure_with_its_cause_and_never_a_hang(wrong, words):
-    async with attached(wrong) as (hand, engine):
-        async with asyncio.timeout(15):
+    async with attached(wrong, patience=STRICT if words == "silent" else QUICK) as (hand, engine):
+        async with asyncio.timeout(120):
             with pytest.raises(EngineFailed, match=words) as failed:
                 await answer(engine)
         assert "prompt was" not in str(failed.value) and "I am" not in str(failed.value)
@@ -120,8 +123,8 @@ async def test_what_came_before_an_error_in_the_same_piece_is_given_out_first():
 
 
 async def test_a_server_that_thinks_is_not_silent():
-    thoughts = [event({"choices": [{"delta": {"reasoning": "hm"}}]}), 0.3] * 5
-    async with attached(says(*thoughts, delta("ab"), END)) as (_, engine):
+    thoughts = [event({"choices": [{"delta": {"reasoning": "hm"}}]}), 0.2] * 20
+    async with attached(says(*thoughts, delta("ab"), END), patience=replace(QUICK, first_s=3.0)) as (_, engine):
         assert await answer(engine) == ("ab", "stop")
 
 
@@ -136,12 +139,14 @@ async def test_a_reader_that_takes_its_time_is_not_the_servers_silence_and_holds
             await writer.drain()
             written += 1
 
-    async with attached(fast) as (_, engine), aclosing(engine.generate(job(100_000))) as stream:
+    strict = replace(QUICK, silence_s=0.4)
+    async with attached(fast, patience=strict) as (_, engine), aclosing(engine.generate(job(100_000))) as stream:
         await anext(stream)
-        await asyncio.sleep(0.6)  # longer than the server may be silent
-        before = written
-        await asyncio.sleep(0.2)
-        assert written == before < 10_000
+        before = -1
+        while written != before:  # until it is held up, and then longer than the server may be silent
+            before = written
+            await asyncio.sleep(0.6)
+        assert before < 10_000
         assert (await anext(stream)).tokens
 
 

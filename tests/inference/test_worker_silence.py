@@ -37,9 +37,9 @@ async def test_silence_while_busy_is_a_hang_and_silence_while_idle_is_not():
         stream = JobStream(1, some_job())
         worker.assign(stream)
         with pytest.raises(EngineFailed, match="silent"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):  # it sleeps for 60
                 await stream.take()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not worker.ready or worker.pid == first:
                 await asyncio.sleep(0.02)
 

@@ -132,7 +132,10 @@ async def forever(_request: Request, writer: asyncio.StreamWriter) -> None:
 
 PROMPT = PlainTokenizer().render((ChatMessage(role="user", content="Say something. " * 4),))
 GREEDY = Sampling(seed=bytes(32), temperature_micro=0)
-QUICK = Patience(first_s=1.0, silence_s=0.4, pause_s=0.01, list_s=2.0)
+QUICK = Patience(first_s=60.0, silence_s=60.0, pause_s=0.01, list_s=60.0)
+"""Asks again at once; waits for as long as a busy machine may need."""
+STRICT = Patience(first_s=1.0, silence_s=0.4, pause_s=0.01, list_s=60.0)
+"""For servers that fall silent."""
 
 
 def job(max_tokens: int = 100, *, sampling: Sampling = GREEDY, **more: object) -> Job:
@@ -155,7 +158,7 @@ async def attached(*answers, models=None, **more):
         yield hand, engine
 
 
-async def until(condition, limit_s: float = 20) -> None:
+async def until(condition, limit_s: float = 60) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.005)
