@@ -158,7 +158,7 @@ async def test_the_child_dies_with_its_parent(wheel_model, tmp_path):
         await asyncio.sleep(0.02)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], 20)
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], 60)
     assert gone
     assert not (tmp_path / "out.gguf").exists()
 

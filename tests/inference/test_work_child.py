@@ -141,7 +141,7 @@ async def test_what_the_model_trips_over_costs_its_task_alone_and_is_not_quoted(
 
 @pytest.mark.parametrize("word", ["die", "eat", "torn", "hang"])
 async def test_a_child_that_crashes_leaks_lies_or_hangs_is_replaced(tmp_path, word):
-    async with opened(tmp_path, hang_s=0.4) as engine:
+    async with opened(tmp_path, hang_s=1.5) as engine:
         [pid] = engine.worker_pids
         with pytest.raises(EngineFailed, match="worker") as failed:
             await pieces_of(engine, word)
@@ -151,8 +151,8 @@ async def test_a_child_that_crashes_leaks_lies_or_hangs_is_replaced(tmp_path, wo
 
 
 async def test_slow_work_that_beats_is_no_hang(tmp_path):
-    async with opened(tmp_path, hang_s=0.4) as engine:
-        assert len(await pieces_of(engine, "slow 100")) == 1
+    async with opened(tmp_path, hang_s=1.5) as engine:
+        assert len(await pieces_of(engine, "slow 300")) == 1
 
 
 async def test_closing_the_stream_cancels_the_job_and_frees_its_slot(tmp_path):

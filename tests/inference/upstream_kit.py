@@ -38,9 +38,11 @@ class Hand:
     requests: list[Request] = field(default_factory=list)
     open: int = 0
     url: str = ""
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self.tasks.add(asyncio.current_task())
         try:
             request = await read_request(reader)
             if request.line.startswith("GET "):
@@ -72,6 +74,8 @@ async def a_hand(*answers: Answer, models: Any = None) -> AsyncIterator[Hand]:
         yield hand
     finally:
         server.close()
+        async with asyncio.timeout(60):  # who leaves them to the end of the loop has their last words in another test
+            await asyncio.gather(*hand.tasks, return_exceptions=True)
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request:

@@ -80,7 +80,7 @@ def test_a_chat_is_compact_json() -> None:
     ],
 )
 def test_a_prompt_that_is_no_chat_of_ours_is_refused(text: str) -> None:
-    with pytest.raises(RequestInvalid):
+    with pytest.raises(RequestInvalid, match="asked chats alone"):
         messages_of(units_of(text.encode()))
 
 

@@ -110,10 +110,10 @@ def test_what_templates_use_works(source: str, result: str) -> None:
     ids=lambda source: source[:60],
 )
 def test_what_would_hurt_is_refused_quickly_and_in_our_terms(source: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises((RequestInvalid, ModelFileInvalid)):
         ChatTemplate(source).render(HELLO)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_long_conversation_is_not_too_much_work() -> None:
