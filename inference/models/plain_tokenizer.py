@@ -90,7 +90,11 @@ def messages_of(prompt: Sequence[int]) -> tuple[ChatMessage, ...]:
             return messages
     except (EncodingInvalid, ValueError, RecursionError):
         pass
-    raise RequestInvalid("The prompt is not a chat in units of three bytes.", param="messages")
+    raise RequestInvalid(
+        "the server that runs this model is asked chats alone, and this is none.",
+        next_step="Ask /v1/chat/completions.",
+        param="messages",
+    )
 
 
 class UnitCutter:
