@@ -80,8 +80,14 @@ def test_a_chat_is_compact_json() -> None:
     ],
 )
 def test_a_prompt_that_is_no_chat_of_ours_is_refused(text: str) -> None:
-    with pytest.raises(RequestInvalid, match="asked chats alone"):
+    with pytest.raises(RequestInvalid):
         messages_of(units_of(text.encode()))
+
+
+def test_who_sends_a_plain_text_is_told_to_send_a_chat() -> None:
+    with pytest.raises(RequestInvalid, match="asked chats alone") as refused:
+        messages_of(TOKENIZER.encode("Once upon a time"))
+    assert "/v1/chat/completions" in refused.value.next_step
 
 
 def test_a_prompt_cut_into_more_units_than_its_text_has_is_refused() -> None:
