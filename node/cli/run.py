@@ -126,7 +126,10 @@ def _write(node: Remote, task: Mapping[str, Any], out: Path) -> None:
         for path, content in files:
             path.write_bytes(content)
     except OSError as error:
-        raise OctoError(f"{out} cannot be written ({error.strerror}).") from None
+        raise OctoError(
+            f"{out} cannot be written ({error.strerror}).",
+            next_step=f"The result is kept: `octo-node tasks save {task['id']} FILE`.",
+        ) from None
 
 
 def _tell(task: Mapping[str, Any], out: Path | None, *, as_json: bool) -> None:

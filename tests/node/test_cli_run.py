@@ -82,6 +82,13 @@ async def test_pictures_and_sound_go_into_files(run: Run, node: ScriptedNode, tm
     assert (tmp_path / "hi.wav").read_bytes()[:4] == b"RIFF"
 
 
+async def test_a_result_that_cannot_be_written_is_not_lost(run: Run, tmp_path: Path) -> None:
+    result = await run("run", "Hi", "--out", str(tmp_path / "nowhere" / "hi.json"), code=1)
+    id = result.stderr.split("tasks save ")[1].split()[0]
+    await run("tasks", "save", id, str(tmp_path / "hi.json"))
+    assert json.loads((tmp_path / "hi.json").read_text())["choices"][0]["message"]["content"] == "Hello!"
+
+
 async def test_vectors_are_told_by_how_they_begin(run: Run, node: ScriptedNode) -> None:
     node.buyer.steps = tuple(np.full(9, 0.25 * n, "<f4").tobytes() for n in range(12))
     texts = json.dumps({"texts": [f"text {n}" for n in range(12)]})
