@@ -52,7 +52,7 @@ def a_model(folder: Path, *, size: int = 5 * MB, seed: str = "one", name: str = 
     return path
 
 
-async def until(holds: Callable[[], object], *, timeout_s: float = 20.0, what: str = "") -> None:
+async def until(holds: Callable[[], object], *, timeout_s: float = 60.0, what: str = "") -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.05)

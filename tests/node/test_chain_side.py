@@ -62,7 +62,7 @@ async def chat(node, **more) -> dict:
         return {"status": response.status, **await response.json()}
 
 
-async def until(condition, timeout_s: float = 20.0):
+async def until(condition, timeout_s: float = 60.0):
     async with asyncio.timeout(timeout_s):
         while True:
             found = condition()

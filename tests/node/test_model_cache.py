@@ -89,7 +89,7 @@ async def house():
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -235,7 +235,7 @@ async def test_a_task_that_gives_up_leaves_no_trace(house) -> None:
     await asyncio.wait((early, late))
     assert early.cancelled() and late.cancelled()
     house.when_loaded = lambda: None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await house.use("b") == "b", "nobody is counted as using a"
 
 
@@ -259,7 +259,7 @@ async def test_at_the_end_who_waits_is_told_and_everything_is_closed(house) -> N
     waiting = asyncio.create_task(house.use("a"))
     await asyncio.sleep(0.01)
     await house.cache.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(EngineFailed, match="stopping"):
             await waiting
     assert not house.warm

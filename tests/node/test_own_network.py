@@ -47,5 +47,5 @@ async def test_a_task_of_our_own_stays_in_the_process_and_a_failure_in_it_is_see
     network = OwnNetwork(MemoryMesh(clock).join(me.peer, None), serve=serve, own_offer=lambda: None, clock=clock)
     conversation = await network.open_conversation(me.peer, TaskId(bytes(32)))
     await conversation.send(Cancel(reason="x"))
-    assert await asyncio.wait_for(heard.get(), 5) == (me.peer, Cancel(reason="x"))
+    assert await asyncio.wait_for(heard.get(), 60) == (me.peer, Cancel(reason="x"))
     await network.aclose()

@@ -92,7 +92,7 @@ class Market:
         amount = answer["octo"]["amount"]
         after = {c["id"]: c["paid"] for c in await node.channels()}
         (channel,) = [c for c, paid in after.items() if paid != before.get(c, 0)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while {c["id"]: c["paid"] for c in await self.seller.node.channels()}.get(channel) != after[channel]:
                 await asyncio.sleep(0.05)
         return channel, amount
@@ -134,7 +134,7 @@ async def market(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mark
         seller = await stack.enter_async_context(owner_of(folder / "seller", on_chain))
         join = tuple(seller.node.addresses())
         buyer = await stack.enter_async_context(owner_of(folder / "buyer", on_chain, provide=False, join=join))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not buyer.node.catalog.on_offer() or any(map(buyer.node.chain.stakes.vet, buyer.node.offers())):
                 await asyncio.sleep(0.05)
         yield Market(chain, seller, buyer)

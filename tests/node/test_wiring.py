@@ -106,7 +106,7 @@ async def test_two_nodes_buy_from_each_other_over_the_real_mesh(tmp_path):
     async with node_in(tmp_path / "seller") as seller:
         join = tuple(seller.addresses())
         async with node_in(tmp_path / "buyer", provide=False, join=join) as buyer:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not buyer.catalog.on_offer():
                     await asyncio.sleep(0.05)
             answer = await chat(buyer, buyer.first_api_key)
@@ -114,7 +114,7 @@ async def test_two_nodes_buy_from_each_other_over_the_real_mesh(tmp_path):
             amount = answer["octo"]["amount"]
             assert amount > 0
             spent, earned = (await buyer.balances()).spent, 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (earned := (await seller.balances()).earned) != amount:
                     await asyncio.sleep(0.05)
             assert spent == earned == amount
