@@ -22,7 +22,7 @@ WIDTH = 256
 def test_a_missing_package_is_named_with_the_extra_that_brings_it():
     check_onnx_tools("INT8", lambda package: package == "onnx")
     for to, missing, there in (("INT8", "onnx", ()), ("INT4", "onnx_ir", ("onnx",))):
-        with pytest.raises(NodeMisconfigured, match=rf"package {missing},.*octo-node\[onnx\]"):
+        with pytest.raises(NodeMisconfigured, match=rf"package {missing},.*\.\[onnx\]"):
             check_onnx_tools(to, lambda package, there=there: package in there)
 
 
