@@ -1,121 +1,111 @@
-"""What a node and its engine worker say to each other, and how that becomes bytes on their socket pair.
+"""One frame format for all our child processes: a message, and parts beside it.
 
-Lives here: frames (4-byte big-endian length + DAG-CBOR), the settings and facts they open with. Must not
-know: llama.cpp, asyncio, what a job is for.
+Lives here: how both become bytes on a socket pair, and what a node and one kind of child agree on. Must not know:
+asyncio, processes, what is said.
 
-Node to worker: settings, then ["run", job number, Order], ["cancel", job], ["read", job, tokens read in all].
-Worker to node: ["ready", facts] or ["fail", code, message, next step], then ["step", [[job, token or -1, finish,
-error, cached, logprobs], …]] for each decode call (see `inference.batch.Emission`), ["alive"] while it works
-without tokens. Neither side waits for an answer; the end of the stream is goodbye.
+A frame is two 4-byte big-endian lengths, a head (DAG-CBOR: the message, and the sizes of the parts), then the parts as
+they are: a blob of 32 MiB is never parsed, and what a child taken over by its model can make the node parse is small.
+
+Node to child: its settings, then orders. Child to node: ["ready", facts] or ["fail", code, message, next step], then
+what it made of the orders, and ["alive"] while it works without anything to say. Neither side waits for an answer; the
+end of the stream is goodbye.
 """
 
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import libipld
-from pydantic import Field
 
 from market.errors import EncodingInvalid
-from market.task import Sampling
-from market.values import decode_plain, value
+from market.values import decode_plain
 
-LIMIT_BYTES: Final = 4 * 1024 * 1024
-"""A prompt of 131,072 tokens is 512 KiB; a step of 60 jobs 2 KiB."""
-
-CHUNK_LIMIT_S: Final = 3600.0
-"""Nothing takes so long for 64 rows, and is given the time to load."""
-
-_LENGTH: Final = struct.Struct(">I")
+_LENGTHS: Final = struct.Struct(">II")
 
 
-@value
-class WorkerSettings:
-    """`memory_bytes` is what this worker may use; `core` pins it to one core, -1 leaves it free; `gpu_layers` go to the
-    GPU, -1 means all; `draft`: a lone stream's tokens are guessed, which changes none. For ONNX Runtime: `providers`,
-    most wanted first, of which those that the library lacks are left out if it may `fall_back`; `engine_words` is
-    what the engine class says of processor and precision."""
+class Settings(Protocol):
+    """What every child is told first: whose it is, and how many threads it may use."""
 
-    parent: int
-    model: str
-    slots: int
-    context: int
-    threads: int
-    window: int
-    memory_bytes: int
-    core: int
-    gpu_layers: int = 0
-    draft: bool = True
-    library: Literal["llama.cpp", "onnxruntime"] = "llama.cpp"
-    providers: tuple[str, ...] = ()
-    fall_back: bool = False
-    engine_words: str = ""
+    @property
+    def parent(self) -> int: ...
+
+    @property
+    def threads(self) -> int: ...
 
 
-@value
-class WorkerFacts:
-    """What a worker reports once the model is loaded. `engine` is the engine class; `vocabulary` its size; `chunk_s`
-    what its first 64 rows took; `grammars` whether its library can keep a text to one."""
-
-    engine: str
-    vocabulary: int
-    isolation: str
-    chunk_s: Annotated[float, Field(ge=0, le=CHUNK_LIMIT_S, allow_inf_nan=False, strict=True)]
-    grammars: bool = True
+S = TypeVar("S", bound=Settings)
+F = TypeVar("F")
 
 
-@value
-class Order:
-    """A job as a worker hears of it; see `inference.batch.Work`. Tokens are packed int32, `scope` is a hash."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a frame that goes one way: bytes of its head, bytes of all parts, how many parts."""
 
-    prompt: bytes
-    sampling: Sampling
-    max_tokens: int
-    end_tokens: tuple[int, ...] = ()
-    priority: int = 0
-    generated: bytes = b""
-    read: int = 0
-    scope: bytes = b""
-    logprobs: int = -1
-    grammar: str = ""
+    head_bytes: int
+    body_bytes: int = 0
+    parts: int = 0
 
 
-def pack(message: Sequence[Any]) -> bytes:
-    body = bytes(libipld.encode_dag_cbor(message))
-    if len(body) > LIMIT_BYTES:
-        raise EncodingInvalid(f"a frame of {len(body)} bytes is over the limit of {LIMIT_BYTES}.")
-    return _LENGTH.pack(len(body)) + body
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect(Generic[S, F]):
+    """What a node and one kind of child open with (`market.values`), and how much each may say at once."""
+
+    settings: type[S]
+    facts: type[F]
+    to_child: Limits
+    to_node: Limits
 
 
-def pack_tokens(tokens: Sequence[int]) -> bytes:
-    return array("i", tokens).tobytes()
+@dataclass(frozen=True, slots=True)
+class Frame:
+    message: list[Any]
+    parts: tuple[bytes, ...] = ()
 
 
-def unpack_tokens(data: bytes) -> list[int]:
-    tokens = array("i")
-    tokens.frombytes(data)
-    return tokens.tolist()
+def pack(message: Sequence[Any], limits: Limits, parts: Sequence[bytes] = ()) -> bytes:
+    """Raises EncodingInvalid over a limit."""
+    head = bytes(libipld.encode_dag_cbor([list(message), [len(part) for part in parts]]))
+    size = sum(map(len, parts))
+    if len(head) > limits.head_bytes or size > limits.body_bytes or len(parts) > limits.parts:
+        raise EncodingInvalid(f"a frame of {len(head)} + {size} bytes in {len(parts)} parts is over the limit.")
+    return b"".join((_LENGTHS.pack(len(head), size), head, *parts))
 
 
 class FrameBuffer:
     """Bytes as they arrive, frames as they become whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._data = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
-        """Raises EncodingInvalid for a frame over the limit, or one that is not DAG-CBOR."""
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Raises EncodingInvalid for a frame over a limit, or one whose head makes no sense."""
         self._data += data
-        while len(self._data) >= _LENGTH.size:
-            (size,) = _LENGTH.unpack_from(self._data)
-            if size > LIMIT_BYTES:
-                raise EncodingInvalid(f"a frame of {size} bytes is over the limit of {LIMIT_BYTES}.")
-            end = _LENGTH.size + size
-            if len(self._data) < end:
+        while len(self._data) >= _LENGTHS.size:
+            head_size, body_size = _LENGTHS.unpack_from(self._data)
+            if head_size > self._limits.head_bytes or body_size > self._limits.body_bytes:
+                raise EncodingInvalid(f"a frame of {head_size} + {body_size} bytes is over the limit.")
+            start = _LENGTHS.size + head_size
+            if len(self._data) < start + body_size:
                 return
-            body = bytes(self._data[_LENGTH.size : end])
-            del self._data[:end]
-            yield decode_plain(body, limit_bytes=LIMIT_BYTES)
+            head = bytes(self._data[_LENGTHS.size : start])
+            body = bytes(self._data[start : start + body_size])
+            del self._data[: start + body_size]
+            yield self._frame(head, body)
+
+    def _frame(self, head: bytes, body: bytes) -> Frame:
+        match decode_plain(head, limit_bytes=self._limits.head_bytes):
+            case [list(message), list(sizes)] if len(sizes) <= self._limits.parts:
+                pass
+            case _:
+                raise EncodingInvalid("a frame's head is none.")
+        if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(body):
+            raise EncodingInvalid("a frame's parts do not add up.")
+        parts, at = [], 0
+        for size in sizes:
+            parts.append(body[at : at + size])
+            at += size
+        return Frame(message, tuple(parts))

@@ -1,49 +1,34 @@
-"""The node's side of one engine worker: starts it, feeds it, watches it, starts it again.
+"""The node's side of one engine worker: the streams of the jobs that it runs.
 
-Lives here: the process's lives and the streams of the jobs it runs. Must not know: which worker a job
-should go to, llama.cpp, the network. What a worker says is checked: a model file may have taken it over.
+Lives here: what a worker is told and what is made of its words, which are checked: a model file may have taken it
+over. Must not know: the process's lives (`inference.child_process`), which worker a job should go to, llama.cpp, the
+network.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import socket
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
 
 import structlog
 
-from inference.frames import FrameBuffer, Order, WorkerFacts, WorkerSettings, pack, pack_tokens
-from inference.isolation import child_command, child_environment
+from inference.child_process import Child
+from inference.frames import Frame
+from inference.isolation import child_command
+from inference.orders import DIALECT, Order, WorkerFacts, WorkerSettings, pack_tokens
 from inference.prefix import KnownBlocks, block_keys, scope_key
-from inference.restarting import LoadPatience, pause_s, silence_limit_s
+from inference.restarting import silence_limit_s
 from inference.sampler import LOGPROBS_LIMIT, read_logprobs
 from inference.scheduler import CHUNK
-from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError, RequestInvalid
+from market.errors import EncodingInvalid, EngineFailed, OctoError, RequestInvalid
 from market.ports import Generated, Job, TokenLogprobs
-from market.values import from_plain, to_plain
+from market.values import to_plain
 
-RESTART_LIMIT_S: Final = 10.0
 _LEAST_LOAD_S: Final = 20.0
-_LAST_WORDS_S: Final = 1.0
-_READ_BYTES: Final = 1 << 16
 _FINISHES: Final = ("", "stop", "length", "error", "refused")
 
-T = TypeVar("T")
-
 log = structlog.get_logger()
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Short work that a cancellation may not cut in two: a process half started, or killed and not yet gone."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 class JobStream:
@@ -130,8 +115,9 @@ class JobStream:
 
 
 class Worker:
-    """One worker and its lives. `run` is its whole story; everything else is called while that runs. `hang_s` without
-    a word while it is busy counts as hung; None: what its own speed says (`inference.restarting.silence_limit_s`)."""
+    """One worker and the jobs that it has. Implements `inference.child_process.Owner`. `run` is its whole story;
+    everything else is called while that runs. `hang_s` without a word while it is busy counts as hung; None: what its
+    own speed says (`inference.restarting.silence_limit_s`)."""
 
     def __init__(
         self,
@@ -143,171 +129,87 @@ class Worker:
         command: Sequence[str] = (),
     ) -> None:
         self._settings = settings
-        self._command = command or child_command("inference.worker")
         self._hang_s = hang_s
         self._on_change = on_change
         self._on_lost = on_lost
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._began_at = self._heard_at = 0.0
-        self._patience = LoadPatience(_LEAST_LOAD_S if hang_s is None else hang_s)
-        self._failures = 0
-        """Starts since it last came up."""
-        self.facts: WorkerFacts | None = None
-        self.ready = False
-        self.broken: OctoError | None = None
-        """Why the latest start failed; None as long as it may come up."""
+        self._child = Child(
+            DIALECT,
+            settings,
+            self,
+            command=command or child_command("inference.worker"),
+            least_load_s=_LEAST_LOAD_S if hang_s is None else hang_s,
+        )
+        self.run, self.kill, self.started = self._child.run, self._child.kill, self._child.started
         self.streams: dict[int, JobStream] = {}
         self.blocks = self._no_blocks()
         """What its lanes hold of prompts, roughly."""
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None and self.ready else None
+        return self._child.pid
+
+    @property
+    def ready(self) -> bool:
+        return self._child.ready
+
+    @property
+    def broken(self) -> OctoError | None:
+        return self._child.broken
+
+    @property
+    def facts(self) -> WorkerFacts | None:
+        return self._child.facts
+
+    @property
+    def silence_limit_s(self) -> float:
+        """How long it may say nothing while it is busy."""
+        if self._hang_s is not None:
+            return self._hang_s
+        return silence_limit_s(self.facts.chunk_s if self.facts is not None else 0.0)
 
     def assign(self, stream: JobStream) -> None:
         """Run a job, or go on with it; the worker has a free slot."""
-        if not self.streams:
-            self._heard_at = asyncio.get_running_loop().time()
+        self._child.send(["run", stream.number, to_plain(Order, stream.order())])
         self.streams[stream.number] = stream
         stream.worker = self
         stream.told = stream.read
         self.blocks.note(stream.blocks)
-        self._send(["run", stream.number, to_plain(Order, stream.order())])
 
     def acknowledge(self, stream: JobStream) -> None:
         """Tell the worker what was read, a quarter of a window at a time: it never has to stop for a steady reader."""
         if not stream.ended and stream.read - stream.told >= max(1, self._settings.window // 4):
             stream.told = stream.read
-            self._send(["read", stream.number, stream.read])
+            self._child.send(["read", stream.number, stream.read])
 
     def cancel(self, stream: JobStream) -> None:
         """Nobody reads this job any more; its slot is free at once, since the worker obeys frames in order."""
         if self.streams.pop(stream.number, None) is not None:
-            self._send(["cancel", stream.number])
+            self._child.send(["cancel", stream.number])
 
-    def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+    def busy(self) -> bool:
+        return bool(self.streams)
 
-    async def run(self) -> None:
-        """Live, die, and live again, ever more slowly if it never comes up. A first start that fails is the last."""
-        while True:
-            try:
-                await self._live()
-                error: OctoError = EngineFailed("the engine's worker closed its stream.")
-            except OctoError as caught:
-                error = caught
-            except OSError as caught:  # no memory, or no process, for another child
-                error = EngineFailed(f"the engine's worker cannot be started: {caught.strerror}.")
-            came_up, self.ready = self.ready, False
-            lost, self.streams = self.streams, {}
-            self.blocks = self._no_blocks()
-            self._failures = 0 if came_up else self._failures + 1
-            self.broken = None if came_up else error
-            for stream in lost.values():
-                stream.worker = None
-                self._on_lost(
-                    stream, EngineFailed(error.message, next_step="Try again: the worker is being restarted.")
-                )
-            if not self.started.done():
-                self.started.set_exception(error)
-                return
-            log.warning("worker lost", reason=error.message, jobs=len(lost), failures=self._failures)
-            self._on_change()
-            await asyncio.sleep(pause_s(self._failures, first_s=0.05, limit_s=RESTART_LIMIT_S))
+    def up(self) -> None:
+        assert self.facts is not None, "it said so"
+        log.info("worker_ready", pid=self.pid, engine=self.facts.engine, isolation=self.facts.isolation)
+        self._on_change()
 
-    async def _live(self) -> None:
-        self._process = self._writer = None
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                await _to_its_end(self._spawn(theirs))
-            reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-            self._writer.write(pack(to_plain(WorkerSettings, self._settings)))
-            await self._listen(reader)
-            with contextlib.suppress(TimeoutError):  # let it end by itself, to know how it did
-                async with asyncio.timeout(_LAST_WORDS_S):
-                    await self._wait()
-        finally:
-            self.kill()
-            if self._writer is not None:
-                self._writer.close()
-            else:
-                ours.close()
-            status = await _to_its_end(self._wait())
-        raise self._ended(status)
+    def down(self, error: OctoError) -> None:
+        lost, self.streams = self.streams, {}
+        self.blocks = self._no_blocks()
+        for stream in lost.values():
+            stream.worker = None
+            self._on_lost(stream, EngineFailed(error.message, next_step="Try again: the worker is being restarted."))
+        log.warning("worker_lost", reason=error.message, jobs=len(lost), failures=self._child.failures)
+        self._on_change()
 
-    async def _spawn(self, theirs: socket.socket) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=theirs.fileno(),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(self._settings.threads),
-            start_new_session=True,  # Ctrl-C is for the node, which then ends its workers itself
-        )
-
-    async def _wait(self) -> int:
-        return await self._process.wait() if self._process is not None else 0
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Hand on what the worker says until it stops speaking. Raises EngineFailed if it hangs or talks nonsense."""
-        buffer = FrameBuffer()
-        loop = asyncio.get_running_loop()
-        self._began_at = self._heard_at = loop.time()
-        while True:
-            began_at, look_s = loop.time(), self.silence_limit_s / 4
-            try:
-                async with asyncio.timeout(look_s):
-                    data = await reader.read(_READ_BYTES)
-            except TimeoutError:
-                # If this process stood still, what was said meanwhile is not read yet.
-                self._heard_at += loop.time() - began_at - look_s
-                self._check_alive(loop.time() - self._heard_at)
-                continue
-            except ConnectionError:
-                return
-            if not data:
-                return
-            self._heard_at = loop.time()
-            try:
-                for frame in buffer.feed(data):
-                    self._hear(frame)
-            except (EncodingInvalid, TypeError, ValueError):
-                raise EngineFailed("the engine's worker sent a frame that makes no sense.") from None
-
-    def _check_alive(self, silent_s: float) -> None:
-        if not self.ready and silent_s > self._patience.limit_s(self._failures):
-            raise EngineFailed(f"the model was not loaded after {silent_s:.0f} s.")
-        if self.ready and self.streams and silent_s > self.silence_limit_s:
-            raise EngineFailed(f"the engine's worker was silent for {silent_s:.1f} s and was ended.")
-
-    def _hear(self, frame: Any) -> None:
-        match frame:
+    def hear(self, frame: Frame) -> None:
+        match frame.message:
             case ["step", list(emissions)]:
                 for emission in emissions:
                     self._deliver(*emission)
                 if any(emission[2] for emission in emissions):
                     self._on_change()
-            case ["alive"]:
-                pass
-            case ["ready", facts] if not self.ready:
-                self.facts = from_plain(WorkerFacts, facts)
-                self.ready, self.broken = True, None
-                self._patience.loaded(self._heard_at - self._began_at)
-                if not self.started.done():
-                    self.started.set_result(None)
-                log.info("worker ready", pid=self.pid, engine=self.facts.engine, isolation=self.facts.isolation)
-                self._on_change()
-            case ["fail", str(code), str(message), str(next_step)] if not self.ready:
-                kinds: dict[str, type[OctoError]] = {
-                    ModelFileInvalid.code: ModelFileInvalid,
-                    NodeMisconfigured.code: NodeMisconfigured,
-                }
-                raise kinds.get(code, EngineFailed)(message, next_step=next_step)
             case _:
                 raise EncodingInvalid("unknown frame.")
 
@@ -340,29 +242,8 @@ class Worker:
         return TokenLogprobs(logprob=own, top=top)
 
     @property
-    def silence_limit_s(self) -> float:
-        """How long it may say nothing while it is busy."""
-        if self._hang_s is not None:
-            return self._hang_s
-        return silence_limit_s(self.facts.chunk_s if self.facts is not None else 0.0)
-
-    @property
     def _vocabulary(self) -> int:
         return self.facts.vocabulary if self.facts is not None else 0
 
     def _no_blocks(self) -> KnownBlocks:
         return KnownBlocks(self._settings.slots * self._settings.context // CHUNK)
-
-    def _send(self, message: list[Any]) -> None:
-        # If the process has just died the write is lost; `run` then fails the job.
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(pack(message))
-
-    def _ended(self, status: int) -> OctoError:
-        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        if self.ready:
-            return EngineFailed(f"the engine's worker ended ({how}).")
-        return ModelFileInvalid(
-            f"the engine's worker ended while loading the model ({how}).",
-            next_step="Pull the model again; if it is whole, there may be too little memory.",
-        )

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from inference.admission import Holder, Waiting, victim
-from inference.frames import WorkerFacts, WorkerSettings
 from inference.grammar import as_gbnf
+from inference.orders import WorkerFacts, WorkerSettings
 from inference.sampler import LOGPROBS_LIMIT
 from inference.scheduler import SLOTS_LIMIT
 from inference.supervisor import JobStream, Worker

@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from inference.engines.batched import BatchedEngine, open_batched_engine
-from inference.frames import WorkerSettings
 from inference.hardware import available_ram
 from inference.modelfile import check_gguf
+from inference.orders import WorkerSettings
 
 
 @asynccontextmanager

@@ -14,10 +14,10 @@ from typing import Final
 
 from inference.devices import NO_CARDS, CardAccess
 from inference.engines.batched import BatchedEngine, open_batched_engine
-from inference.frames import WorkerSettings
 from inference.hardware import available_ram, cpu_flags, isa_word
 from inference.models.manifest import Format, Manifest
 from inference.models.onnx_header import read_onnx_header
+from inference.orders import WorkerSettings
 from market.errors import ModelFileInvalid, NodeMisconfigured
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")

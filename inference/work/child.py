@@ -1,65 +1,25 @@
-"""A working child process: `python -m inference.work.child`, its end of a socket pair as standard input.
+"""A working child process: `python -m inference.work.child`; how it lives and ends: `inference.line`.
 
 Lives here: the order in which it gives up its rights, and the desk between frames and a runner. Must not know: any
 engine, the network, keys; it is told all it needs.
-
-It ends when its parent does: by the end of the stream, by SIGKILL from the kernel (PR_SET_PDEATHSIG) if it is in the
-middle of a call. There is one thread that speaks, so a heartbeat means that the runner's loop really turns.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-import select
-import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Literal
 
-from inference.isolation import close_the_door, confine, die_with_parent
-from inference.work.frames import TO_CHILD_LIMIT_BYTES, ChildFacts, ChildSettings, Frame, FrameBuffer, pack
+from inference.frames import Frame
+from inference.isolation import close_the_door, confine
+from inference.line import Line, live
+from inference.work.orders import DIALECT, ChildFacts, ChildSettings
 from inference.work.runner import Runner, Task
 from market.errors import EngineFailed, ModelFileInvalid, OctoError
-from market.values import from_plain, to_plain
 from market.work import decode_request
-
-HEARTBEAT_S: Final = 0.25
-_READ_BYTES: Final = 1 << 18
-_INHERITED_LIMIT: Final = 4096
-
-
-class Gone(BaseException):
-    """The parent closed its end. No runner may catch it by `except Exception`."""
-
-
-class Line:
-    """Our end of the socket pair, blocking for writes: if the node is stuck, so are we, and nothing piles up."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._poll = select.poll()
-        self._poll.register(end, select.POLLIN)
-        self._buffer = FrameBuffer(TO_CHILD_LIMIT_BYTES)
-        self.sent_at = 0.0
-
-    def receive(self, timeout_s: float | None) -> list[Frame]:
-        """Frames that have become whole; waits up to `timeout_s` for bytes, for ever if None."""
-        if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
-            return []
-        data = self._end.recv(_READ_BYTES)
-        if not data:
-            raise Gone
-        return list(self._buffer.feed(data))
-
-    def send(self, message: Sequence[Any], parts: Sequence[bytes] = ()) -> None:
-        try:
-            self._end.sendall(pack(message, parts))
-        except (BrokenPipeError, ConnectionResetError):
-            raise Gone from None
-        self.sent_at = time.monotonic()
 
 
 class LineDesk:
@@ -104,8 +64,7 @@ class LineDesk:
     def beat(self) -> None:
         while frames := self._line.receive(0):
             self._obey(frames)
-        if time.monotonic() - self._line.sent_at >= HEARTBEAT_S:
-            self._line.send(["alive"])
+        self._line.heartbeat()
 
     def _is_over(self, task: Task, *, ends: bool) -> bool:
         over = task.cancelled or task.number not in self._taken
@@ -141,7 +100,7 @@ def serve(desk: LineDesk, runner: Runner) -> None:
         desk.refuse_all(error)
 
 
-def open_model(settings: ChildSettings) -> tuple[Runner, ChildFacts]:
+def open_model(settings: ChildSettings, line: Line) -> tuple[ChildFacts, Callable[[], None]]:
     """Confine this process, then load the model: a file that attacks its parser finds the cage closed.
 
     Raises ModelFileInvalid, NodeMisconfigured.
@@ -168,31 +127,9 @@ def open_model(settings: ChildSettings) -> tuple[Runner, ChildFacts]:
             next_step="Pull the model again; if it is whole, this engine does not run it.",
         ) from None
     close_the_door(devices=bool(settings.devices))
-    return runner, ChildFacts(engine=runner.engine, context=runner.context, isolation=isolation)
-
-
-def main() -> int:
-    die_with_parent()
-    os.closerange(3, _INHERITED_LIMIT)  # uvloop leaves second copies of 0, 1 and 2
-    line = Line(socket.socket(fileno=0))
-    try:
-        frames: list[Frame] = []
-        while not frames:
-            frames = line.receive(None)
-        settings = from_plain(ChildSettings, frames[0].message[0])
-        if os.getppid() != settings.parent:  # it died before die_with_parent could see
-            return 0
-        try:
-            runner, facts = open_model(settings)
-        except OctoError as error:
-            line.send(["fail", error.code, error.message, error.next_step])
-            return 1
-        line.send(["ready", to_plain(ChildFacts, facts)])
-        serve(LineDesk(line), runner)
-    except Gone:
-        pass
-    return 0
+    facts = ChildFacts(engine=runner.engine, context=runner.context, isolation=isolation)
+    return facts, lambda: serve(LineDesk(line), runner)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(live(DIALECT, open_model))

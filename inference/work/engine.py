@@ -14,10 +14,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import structlog
+
 from inference.admission import Waiting
+from inference.child_process import Child
 from inference.devices import NO_CARDS, CardAccess
-from inference.work.frames import ChildSettings, Frame
-from inference.work.process import Child
+from inference.frames import Frame
+from inference.isolation import child_command
+from inference.work.orders import DIALECT, ChildSettings
 from inference.work.stream import WorkStream
 from market.errors import EncodingInvalid, EngineFailed, OctoError, RequestInvalid
 from market.ports import EngineInfo, EngineLoad, Made, Meter, WorkJob
@@ -34,13 +38,19 @@ _DEATHS_LIMIT: Final = 2
 """A job under which so many workers ended is not given another: it may be the cause."""
 
 
+log = structlog.get_logger()
+
+
 class _Worker:
-    """A child and the jobs that it has. Implements `inference.work.process.Owner`."""
+    """A child and the jobs that it has. Implements `inference.child_process.Owner`."""
 
     def __init__(self, engine: SupervisedEngine, settings: ChildSettings, *, hang_s: float) -> None:
         self._engine = engine
+        self._runner = settings.runner
+        self.silence_limit_s = hang_s
         self.streams: dict[int, WorkStream] = {}
-        self.child = Child(settings, self, hang_s=hang_s)
+        command = child_command("inference.work.child")
+        self.child = Child(DIALECT, settings, self, command=command, least_load_s=hang_s)
 
     def busy(self) -> bool:
         return bool(self.streams)
@@ -57,9 +67,13 @@ class _Worker:
             self.child.send(["cancel", stream.number])
 
     def up(self) -> None:
+        facts = self.child.facts
+        assert facts is not None, "it said so"
+        log.info("work_child_ready", pid=self.child.pid, engine=facts.engine, isolation=facts.isolation)
         self._engine.dispatch()
 
     def down(self, error: OctoError) -> None:
+        log.warning("work_child_lost", reason=error.message, runner=self._runner, failures=self.child.failures)
         lost, self.streams = self.streams, {}
         for stream in reversed(lost.values()):  # each goes to the head of its queue: the first comes last
             stream.worker = None

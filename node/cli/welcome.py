@@ -180,7 +180,7 @@ _STEPS = {
     "default_model_published": "Loading the model",
     "model_pulled": "Loading the model",
     "models_shared": "Loading the model",
-    "worker ready": "Measuring the model",
+    "worker_ready": "Measuring the model",
     "model_loaded": "A model is loaded",
 }
 

@@ -16,8 +16,8 @@ from gguf import GGUFReader
 from inference.engines.batched import BatchedEngine
 from inference.engines.llama_cpp import open_llama_engine
 from inference.engines.onnx import open_onnx_engine
-from inference.frames import WorkerSettings
 from inference.models.plain_encoder import load_plain_encoder
+from inference.orders import WorkerSettings
 from inference.supervisor import JobStream, Worker
 from inference.work.meters import EmbedMeter
 from market.errors import EngineFailed, ModelFileInvalid, NodeMisconfigured, OctoError

@@ -15,9 +15,8 @@ import pytest
 
 from inference.isolation import landlock_abi
 from inference.work.engine import SupervisedEngine, open_work_engine
-from inference.work.frames import HEAD_LIMIT_BYTES, Frame, FrameBuffer, pack
 from inference.work.runner import Task
-from market.errors import EncodingInvalid, EngineFailed, ModelFileInvalid, RequestInvalid
+from market.errors import EngineFailed, ModelFileInvalid, RequestInvalid
 from market.ports import Made, WorkJob
 from market.task import TaskId
 from market.testing_work import ByteMeter, check_work_engine
@@ -57,40 +56,6 @@ async def until(happens) -> None:
     async with asyncio.timeout(60):
         while not happens():
             await asyncio.sleep(0.005)
-
-
-# ---- frames --------------------------------------------------------------------------------------------
-
-
-def test_frames_survive_being_cut_anywhere():
-    frames = [Frame(["run", 1, 2, 0], (b"request", bytes(1000))), Frame(["alive"]), Frame(["made", 1, 5, ""], (b"",))]
-    data = b"".join(pack(frame.message, frame.parts) for frame in frames)
-    for size in (1, 3, 7, len(data)):
-        buffer = FrameBuffer(1 << 20)
-        assert [f for at in range(0, len(data), size) for f in buffer.feed(data[at : at + size])] == frames
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        (HEAD_LIMIT_BYTES + 1).to_bytes(4, "big") + bytes(4),
-        bytes(4) + (1001).to_bytes(4, "big"),
-        b"\0\0\0\x02\0\0\0\0\xff\xff",
-        pack(["made"], [b"abc"])[:-1] + b"cc",
-        b"\0\0\1\0\0\0\0\0" + b"\x81" * 256,
-    ],
-    ids=["head too long", "body too long", "no CBOR", "parts that do not add up", "nested"],
-)
-def test_a_frame_that_cannot_be_is_refused(data):
-    if data.endswith(b"cc"):
-        data = data.replace(b"\x81\x03", b"\x81\x04")
-    with pytest.raises(EncodingInvalid):
-        list(FrameBuffer(1000).feed(data))
-
-
-def test_a_frame_over_the_limit_is_not_even_sent():
-    with pytest.raises(EncodingInvalid, match="limit"):
-        pack(["run"], [bytes(BLOB_LIMIT_BYTES), bytes(1 << 20)])
 
 
 def test_a_task_is_known_by_itself_not_by_its_contents():
