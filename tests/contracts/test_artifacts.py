@@ -64,11 +64,13 @@ def test_contract_fits_every_chain(name: str) -> None:
     assert len(bytes.fromhex(artifact(name)["deployedBytecode"][2:])) <= EIP_170_LIMIT_BYTES
 
 
+@pytest.mark.timeout(900)
 def test_building_again_gives_the_same_bytes() -> None:
     built = build("--check")
     assert built.returncode == 0, built.stderr
 
 
+@pytest.mark.timeout(900)
 def test_artefact_that_differs_by_a_bit_or_is_too_many_is_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "artifacts"
     shutil.copytree(CONTRACTS / "artifacts", folder)

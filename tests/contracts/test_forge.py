@@ -37,6 +37,7 @@ def tests(forge_tool: ModuleType) -> Tests:
     return found
 
 
+@pytest.mark.timeout(900)
 def test_every_forge_test_passes(tests: Tests) -> None:
     assert {name: test["reason"] for name, test in tests.items() if test["status"] != "Success"} == {}
     assert len(tests) > 90
@@ -59,6 +60,7 @@ def gas(forge_tool: ModuleType) -> dict[str, int]:
     return found
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("call", GOALS)
 def test_gas_is_within_its_goal(gas: dict[str, int], call: str) -> None:
     assert gas[call] <= GOALS[call]
@@ -85,6 +87,7 @@ def test_gas_that_rose_or_was_not_measured_is_a_fault(now: dict[str, int], fault
     assert len(gas_faults({"a": 10_000}, now)) == faults
 
 
+@pytest.mark.timeout(900)
 def test_forge_makes_the_bytes_of_the_artefacts(forge_tool: ModuleType) -> None:
     built = forge_tool.forge("build", "--skip", "test", profile="shipped")
     assert built.returncode == 0, built.stdout + built.stderr

@@ -98,7 +98,7 @@ def market(python: Path, added: tuple[Path, str], tmp_path_factory: pytest.TempP
         running(place / "c", "--model", "none", "--join", provider["multiaddrs"][0]) as client,
         openai.OpenAI(base_url=f"{client['url']}/v1", api_key=client["api_key"], max_retries=0, timeout=120) as sdk,
     ):
-        wait_until(lambda: any(known.id in ("Otter", model) for known in sdk.models.list()), 30)
+        wait_until(lambda: any(known.id in ("Otter", model) for known in sdk.models.list()))
         process = psutil.Process(provider["pid"])
         found = Market(folder=folder, client=place / "c", model=model, provider=process, sdk=sdk)
         yield found
