@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from inference.models.database import keep_log
 from market.errors import DiskFull, NodeMisconfigured, OctoError, StepNotAllowed
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ GROUP_LIMIT = 256
 """Saves in one transaction: beyond this the first caller waits longer than a disk takes to answer."""
 
 _NEARLY_FULL_BYTES = 1 << 20
+_BUSY_S = 5.0
 
 
 class _Waiting(NamedTuple):
@@ -116,8 +118,8 @@ def connect(path: Path, *, limit_bytes: int, read_only: bool = False) -> sqlite3
     Raises NodeMisconfigured if the file is no SQLite database or its file system cannot hold one.
     """
     try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
+        mode = keep_log(connection, busy_s=_BUSY_S)
         connection.execute("PRAGMA synchronous = FULL")
         page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {max(1, limit_bytes // page_bytes)}")

@@ -75,7 +75,7 @@ def open_index(path: Path, *, writable: bool) -> Database:
         if not writable:
             return _open_read_only(path)
         writer = _connect(path)
-        _keep_log(writer)
+        keep_log(writer, busy_s=BUSY_S)
         writer.executescript("pragma synchronous=full; pragma foreign_keys=on;")
         _upgrade(writer)
         return Database(writer, _connect(path))
@@ -85,19 +85,17 @@ def _connect(path: Path) -> Connection:
     return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_S)
 
 
-def _keep_log(db: Connection) -> None:
-    """Write ahead. SQLite does not wait for whoever else opens a new file in this moment: it says at once that the file
-    is busy (sqlite.org/wal.html, section 9)."""
-    ends_s = time.monotonic() + BUSY_S
+def keep_log(db: Connection, *, busy_s: float) -> str:
+    """Write ahead; the journal's mode that came of it. SQLite does not wait for whoever else opens a new file in this
+    moment: it says at once that the file is busy (sqlite.org/wal.html, section 9). Raises sqlite3.Error."""
+    ends_s = time.monotonic() + busy_s
     while True:
         try:
-            db.execute("pragma journal_mode=wal")
+            return str(db.execute("pragma journal_mode=wal").fetchone()[0])
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends_s:
                 raise
             time.sleep(_AGAIN_S)
-        else:
-            return
 
 
 def _open_read_only(path: Path) -> Database:

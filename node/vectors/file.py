@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inference.models.database import keep_log
+
 PAGE_BYTES = 4096
 LEAST_PAGES = 64
 """Tables and indexes alone take five, and a vector of 65,536 numbers takes 64."""
@@ -27,6 +29,7 @@ CREATE INDEX IF NOT EXISTS vectors_by_use ON vectors (used);
 """
 _ROW_BYTES = 192
 """A row's name, user and use, in the table and in three indexes."""
+_BUSY_S = 5.0
 _AT_ONCE = 500
 _EVICTED_AT_ONCE = 16
 _SPARE_PAGES = 16
@@ -42,7 +45,7 @@ class VectorFile:
         self._most_pages = max(limit_bytes // PAGE_BYTES, LEAST_PAGES)
         self._limit_pages = self._most_pages - _SPARE_PAGES
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_S)
         try:
             self._prepare()
         except BaseException:
@@ -50,8 +53,10 @@ class VectorFile:
             raise
 
     def _prepare(self) -> None:
-        for pragma in ("page_size = 4096", "journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.execute("PRAGMA page_size = 4096")
+        keep_log(self._connection, busy_s=_BUSY_S)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA secure_delete = ON")
         version = self._ask("PRAGMA user_version")
         if version not in (0, _SCHEMA):
             raise sqlite3.DatabaseError("another schema")

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,6 +337,18 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
         async with open_store(tmp_path / "store.db"):
             pass
     assert (tmp_path / "store.db").read_bytes() == b"not a database at all" * 1000
+
+
+async def test_books_that_another_process_makes_in_this_moment_are_waited_for(tmp_path):
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None, check_same_thread=False)
+    other.execute("begin immediate")
+    other.execute("create table half(made)")
+    ending = threading.Timer(0.2, other.execute, ["rollback"])
+    ending.start()
+    async with open_store(tmp_path / "store.db") as store:
+        await store.save(channel())
+    ending.join()
+    other.close()
 
 
 async def test_a_store_of_a_newer_version_is_refused(tmp_path):
