@@ -7,41 +7,51 @@ whether they are loaded or not. When one is loaded is `node.model_cache`'s to sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import psutil
 import structlog
 
 from inference.engines.llama_text import is_llama_text
 from inference.engines.on_demand import OnDemandEngine, OnDemandWork
-from inference.hardware import Hardware, available_ram, detect_hardware
-from inference.measuring import memory_of
-from inference.models.compatibility import EngineKind, Machine
+from inference.hardware import Hardware, detect_hardware
+from inference.models.compatibility import EngineKind
 from inference.models.library import model_of, models_in, weights_path
 from inference.models.manifest import Manifest
+from inference.models.references import parse_reference
 from inference.models.store import Store
-from inference.quantization.fitting import what_would_fit
 from inference.residency import load_first
 from inference.speed import Speed
-from market.errors import BlockInvalid, ContentError, ContentUnavailable, EngineFailed, NodeMisconfigured, OctoError
+from market.errors import (
+    BlockInvalid,
+    ContentError,
+    ContentUnavailable,
+    EncodingInvalid,
+    ModelUnknown,
+    ModelUntrusted,
+    NodeMisconfigured,
+    OctoError,
+    RequestInvalid,
+)
 from market.parts import Served, ServedWork, Serving
 from market.ports import Engine
-from node.figures import Figures, FiguresBook, expected_bytes, figures_key, figures_of, size_words, slots_that_fit
+from node.absent import Absent
+from node.figures import Figures, FiguresBook, expected_bytes, figures_key, figures_of
 from node.measurements import remembered, setup_for
-from node.model_cache import ModelCache
+from node.model_cache import RETRY_FIRST_S, RETRY_PRIORITY, ModelCache
 from node.offered import Providing
+from node.room import check_room, memory_budget, weigh
 from node.serving import Reader, choose_engine, make_offer, open_reader, open_serving
 from node.settings import Settings
 from node.shaping import Shape, shape_in_vllm, shape_of, usable
 
-_RESERVE_BYTES: Final = 512 << 20
-"""Left to the rest of the machine; of a small one a sixteenth."""
-
 MODELS_LIMIT: Final = 16
 """An offer has at most 16 KiB: a model takes 0.5 of them, the files that are only kept 4 in all."""
+
+_MISTAKES: Final = (EncodingInvalid, ModelUnknown, ModelUntrusted, NodeMisconfigured, RequestInvalid)
+"""Waiting mends none of these: they are for the owner of the settings, who is there at a start."""
 
 log = structlog.get_logger()
 
@@ -61,6 +71,7 @@ class _Model:
     reader: Reader
     key: str
     size_bytes: int
+    pinned: bool
 
 
 class Loading:
@@ -78,6 +89,7 @@ class Loading:
         hardware: Hardware,
         changed: Callable[[], None],
         engine: Engine | None,
+        retry_first_s: float = RETRY_FIRST_S,
     ) -> None:
         self._providing = providing
         self._settings = settings
@@ -87,43 +99,66 @@ class Loading:
         self._hardware = hardware
         self._changed = changed
         self._engine = engine
+        self._named: Sequence[str] = ()
         self._models: dict[str, _Model] = {}
         self._speeds: dict[str, Speed] = {}
         self._writing: set[asyncio.Task[None]] = set()
         self._budget = memory_budget(settings, hardware.ram_bytes)
-        self.cache = ModelCache(budget=self._budget, weigh=weigh, listener=self)
+        self._absent = Absent(self._come, first_s=retry_first_s)
+        self.cache = ModelCache(budget=self._budget, weigh=weigh, listener=self, retry_first_s=retry_first_s)
 
     async def start(self, references: Sequence[str]) -> None:
         """Load what fits, in the order of the settings; of the rest what is not known of it yet is found out first.
 
-        Raises what a model's coming here raised; NodeMisconfigured for one that cannot fit at all; EngineFailed if not
-        one could be loaded.
+        One that cannot be brought or loaded now is in `troubles`, and tried again. Raises a mistake in the settings
+        (ModelUnknown, ModelUntrusted, RequestInvalid, EncodingInvalid; NodeMisconfigured for too many, for one that no
+        engine here can run, or that is over engine.memory), and why the first one failed if none can be served.
         """
         if len(references) > MODELS_LIMIT:
             raise NodeMisconfigured(
                 f"{len(references)} models are more than an offer has room for.",
                 next_step=f"Name {MODELS_LIMIT} in `model` and `serve`; another node on this machine can serve more.",
             )
-        for reference in references:
-            await self._prepare(reference)
+        self._named = tuple(references)
+        absent: dict[str, OctoError] = {}
+        for reference in self._named:
+            try:
+                await self._prepare(reference)
+            except _MISTAKES:
+                raise
+            except OctoError as why:
+                absent[reference] = why
         models = list(self._models.values())
         first = load_first([(model.cid, model.size_bytes) for model in models], self._budget(0))
         unknown = [model.cid for model in models if model.cid not in first and self._book.get(model.key) is None]
-        failed: list[EngineFailed] = []
-        for cid in (*unknown, *reversed(first)):
-            try:
-                await self.cache.load(cid)
-            except EngineFailed as error:
-                failed.append(error)
-        if failed and len(failed) == len(unknown) + len(first):
-            raise failed[-1]
+        tried = [*unknown, *reversed(first)]
+        for cid in tried:
+            await self._load(cid)
+        rest = [model.cid for model in models if model.cid not in tried]
+        while tried and rest and self.cache.failing().keys() >= set(tried):  # a figure of yesterday serves nobody
+            tried.append(rest.pop(0))
+            await self._load(tried[-1])
+        for reference, error in absent.items():
+            self._absent.expect(reference, error)
+        failing = self.cache.failing()
+        if (failing or absent) and not self._models.keys() - failing.keys() and not self._providing.loaded():
+            raise next(iter(self._failures().values()))
         for model in models:
             figures = self._book.get(model.key)
-            if figures is not None and model.cid not in self.cache.failing():
+            if figures is not None and model.cid not in failing:
                 self._show(model, figures)
-        self._providing.arrange([model.cid for model in models])
+
+    def troubles(self) -> Sequence[str]:
+        """What the settings name and is not served now, why, and what to do; in the order of the settings."""
+        names = {model.reference: model.manifest.name for model in self._models.values()}
+        return [
+            f"{names.get(reference) or parse_reference(reference).text} is not served: {error}"
+            " The node tries again by itself."
+            for reference, error in self._failures().items()
+        ]
 
     async def aclose(self) -> None:
+        await self._absent.aclose()
         await self.cache.aclose()
         await asyncio.gather(*self._writing)
 
@@ -159,10 +194,33 @@ class Loading:
 
     # ---- a model ----
 
-    async def _prepare(self, reference: str) -> None:
-        cid = await self._bring(reference, True)
-        if cid in self._models:
+    async def _load(self, cid: str, priority: int = 0) -> None:
+        """Why it cannot be loaded, and when it is tried again, is the cache's to tell."""
+        with suppress(OctoError):
+            await self.cache.load(cid, priority)
+
+    async def _come(self, reference: str) -> None:
+        """One that was absent at the start: what is not known of it is found out behind everybody's tasks."""
+        model = await self._prepare(reference, patient=False)
+        if model is None:
             return
+        figures = self._book.get(model.key)
+        if figures is not None:
+            self._show(model, figures)
+        if figures is None or model.pinned:
+            await self._load(model.cid, RETRY_PRIORITY)
+
+    def _failures(self) -> Mapping[str, OctoError]:
+        failing = self.cache.failing()
+        found = {model.reference: failing[cid] for cid, model in self._models.items() if cid in failing}
+        found |= self._absent.errors()
+        return {reference: found[reference] for reference in self._named if reference in found}
+
+    async def _prepare(self, reference: str, *, patient: bool = True) -> _Model | None:
+        """None for one that is known under another reference."""
+        cid = await self._bring(reference, patient)
+        if cid in self._models:
+            return None
         settings, manifest = self._settings, await model_of(self._store, cid)
         kind = EngineKind.LLAMA_CPP
         able = await usable(settings.engine, manifest, self._hardware)
@@ -201,38 +259,22 @@ class Loading:
             reader=reader,
             key=key,
             size_bytes=0 if self._engine is not None else size_bytes,
+            pinned=self._engine is not None or reference in settings.engine.warm,
         )
-        await self._check_fits(model)
+        if not shape.gpu_layers:  # what lies on cards takes no memory here, and is reckoned where that is decided
+            here = (await models_in(self._store)).values()
+            check_room(manifest, kind, setup, settings, size_bytes=model.size_bytes, budget=self._budget(0), here=here)
+        if cid in self._models:  # two that were absent came at once
+            return None
         self._models[cid] = model
         self.cache.add(
             cid,
             lambda: self._open(model),
             size_bytes=model.size_bytes,
             measured=figures is not None,
-            pinned=self._engine is not None or reference in settings.engine.warm,
+            pinned=model.pinned,
         )
-
-    async def _check_fits(self, model: _Model) -> None:
-        """What lies on cards takes no memory here, and is reckoned where that is decided."""
-        budget = self._budget(0)
-        if model.size_bytes <= budget or model.shape.gpu_layers:
-            return
-        setup, settings = model.shape.setup, self._settings
-        advice, words = [], ""
-        if model.kind is EngineKind.LLAMA_CPP and not is_llama_text(model.manifest):
-            words = f" for {setup.workers} x {setup.slots} tasks of {settings.engine.context} tokens"
-            if slots := slots_that_fit(model.manifest, setup, settings, budget):
-                advice.append(f"Set engine.workers to 1 and engine.slots to {slots}.")
-        machine = Machine(ram_bytes=budget, vram_bytes=0, accelerators=frozenset())
-        here = (await models_in(self._store)).values()
-        advice.append(what_would_fit(model.manifest, machine, here) or "`octo-node models search --fits` finds others.")
-        if settings.engine.memory is not None:
-            advice.append("Or raise engine.memory.")
-        raise NodeMisconfigured(
-            f"{model.manifest.name} needs {size_words(model.size_bytes)} of memory{words}, and models may have"
-            f" {size_words(budget)} here.",
-            next_step=" ".join(filter(None, advice)),
-        )
+        return model
 
     @asynccontextmanager
     async def _open(self, model: _Model) -> AsyncIterator[Serving]:
@@ -292,6 +334,8 @@ class Loading:
         elif model.reader.meter is not None:
             work = OnDemandWork(self._use(model.cid), works=frozenset(figures.works), **facts)
             self._providing.put(ServedWork(offer, work, model.reader.meter), model.reader)
+        there = {known.reference: cid for cid, known in self._models.items()}
+        self._providing.arrange([there[reference] for reference in self._named if reference in there])
         self._changed()
 
     def _use(self, model: str) -> Callable[[int], AbstractAsyncContextManager[Any]]:
@@ -334,28 +378,3 @@ async def open_loading(
         yield loading
     finally:
         await loading.aclose()
-
-
-def memory_budget(settings: Settings, ram_bytes: int) -> Callable[[int], int]:
-    """What all models together may take, given what they have now: the setting, or what is free beside the reserve."""
-    fixed = settings.engine.memory
-    if fixed is not None:
-        return lambda _held: fixed
-    reserve = min(_RESERVE_BYTES, ram_bytes // 16)
-    return lambda held: held + max(0, available_ram() - reserve)
-
-
-async def weigh(serving: Serving) -> int | None:
-    """What the engine's processes hold, shared pages counted once; None if it has none that we know of."""
-    pids = tuple(getattr(serving.engine, "worker_pids", ()))
-    return await asyncio.to_thread(_memory_of_trees, pids) if pids else None
-
-
-def _memory_of_trees(pids: Sequence[int]) -> int:
-    below: list[int] = []
-    for pid in pids:
-        try:
-            below += [child.pid for child in psutil.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            continue
-    return memory_of((*pids, *below))

@@ -8,7 +8,7 @@ own, all on this thread: the kernel ends workers with the thread that started th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -23,7 +23,7 @@ from node.figures import size_words
 
 RETRY_FIRST_S: Final = 5.0
 RETRY_LIMIT_S: Final = 600.0
-_RETRY_PRIORITY: Final = 1000
+RETRY_PRIORITY: Final = 1000
 """Behind every task."""
 _WEIGH_AGAIN_S: Final = 10.0
 
@@ -122,9 +122,9 @@ class ModelCache:
         entry = self._entries.get(model)
         return entry is not None and entry.serving is not None and not entry.leaving
 
-    def failing(self) -> Collection[str]:
-        """Those that could not be loaded when it was last tried."""
-        return {entry.model for entry in self._entries.values() if entry.error is not None}
+    def failing(self) -> Mapping[str, OctoError]:
+        """Those that could not be loaded when it was last tried, and why."""
+        return {entry.model: entry.error for entry in self._entries.values() if entry.error is not None}
 
     @property
     def size_bytes(self) -> int:
@@ -148,10 +148,10 @@ class ModelCache:
         finally:
             self._leave(entry)
 
-    async def load(self, model: str) -> Serving:
+    async def load(self, model: str, priority: int = 0) -> Serving:
         """As a first task would, without one."""
         entry = self._entries[model]
-        serving = await self._enter(entry, 0)
+        serving = await self._enter(entry, priority)
         self._leave(entry)
         return serving
 
@@ -296,7 +296,7 @@ class ModelCache:
         entry.retry_since = None
         self.counts.failures += 1
         self._fail_waiters(entry, error)
-        log.warning("model_not_loaded", model=entry.model, why=error.message, again_s=wait_s)
+        log.warning("model_not_loaded", model=entry.model, why=error.message, next_step=error.next_step, again_s=wait_s)
         self._listener.failed(entry.model, error)
         if not self._closed:
             entry.retry = asyncio.get_running_loop().call_later(wait_s, self._try_again, entry)
@@ -314,7 +314,7 @@ def _wish(entry: _Entry) -> Wish | None:
     priorities = [waiter.priority for waiter in entry.waiters]
     if entry.retry_since is not None:
         since.append(entry.retry_since)
-        priorities.append(_RETRY_PRIORITY)
+        priorities.append(RETRY_PRIORITY)
     if not since:
         return None
     return Wish(model=entry.model, size_bytes=entry.size_bytes, priority=min(priorities), since=min(since))

@@ -23,7 +23,7 @@ _SLOTS_LIMIT = 4096
 
 class Providing:
     """What this node serves. A model's face (`Serving`) stands on offer whether it is loaded or not; its engine loads
-    it when it is used. Empty until something is put here."""
+    it when it is used. Empty until something is put here. `troubles`: what should be on offer and is not, and why."""
 
     def __init__(self) -> None:
         self._faces: dict[str, Serving] = {}
@@ -32,6 +32,7 @@ class Providing:
         self._past: Counter[str] = Counter()
         self.cache: ModelCache | None = None
         self.know_reader: Callable[[str, Reader], None] = lambda _model, _reader: None
+        self.troubles: Callable[[], Sequence[str]] = tuple
 
     # ---- what is on offer ----
 

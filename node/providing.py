@@ -64,7 +64,7 @@ async def provide(
         loading = await stack.enter_async_context(
             open_loading(providing, settings=settings, store=store, bring=bring, changed=changed, engine=engine)
         )
-        providing.cache = loading.cache
+        providing.cache, providing.troubles = loading.cache, loading.troubles
         await loading.start(settings.models_to_serve())
         watch = asyncio.create_task(Health(providing, changed).run(), name="health")
         stack.callback(watch.cancel)

@@ -221,7 +221,7 @@ async def open_node(
             content_addresses=content_addresses,
             chain=chain,
             answers=answers,
-            warnings=lambda: settings.notes,
+            warnings=lambda: (*settings.notes, *providing.troubles()),
         )
         node.url = await stack.enter_async_context(
             open_api(

@@ -44,7 +44,8 @@ def status(data_dir: Path | None, as_json: bool) -> None:
         rows.append(("", f"{abilities(model)}{'' if model['warm'] else '; not in memory now'}"))
         rows.append(("", model["engine"]))
     if not said["models"]:
-        rows.append(("serves", "nothing: this node only buys"))
+        provides = "model_loads" in said["model_cache"]
+        rows.append(("serves", "nothing now" if provides else "nothing: this node only buys"))
     if said["engine"]:
         engine = said["engine"]
         load = f"{engine['running']} running, {engine['waiting']} waiting; confined by {engine['isolation']}"

@@ -113,7 +113,7 @@ class Welcome:
             out.print()
             out.print(Text.assemble(("API key", "bold"), " (shown this once; stored as a hash only)"))
             out.print(Text(f"  {key}", style="green"), soft_wrap=True)
-        for warning in (*self._settings.notes, *status.get("warnings", ())):
+        for warning in status["warnings"]:
             out.print(Text(f"Note: {warning}", style="yellow"))
         join = best_address(status["addresses"])
         if join:

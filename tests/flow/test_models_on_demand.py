@@ -117,6 +117,17 @@ async def test_models_that_do_not_fit_together_are_loaded_as_they_are_bought(tmp
         assert len(again.providing.offers()) == 3
 
 
+async def damage(node: RunningNode, name: str) -> None:
+    """Eight bytes of its weights are others now."""
+    shown = await node.desk.view.show(name)
+    (size,) = [file["size_bytes"] for file in shown["files"] if file["role"] == "weights"]
+    (weights,) = [path for path in files_of(node.settings.data_dir) if path.stat().st_size == size]
+    weights.chmod(0o644)
+    with weights.open("r+b") as file:
+        file.seek(100)
+        file.write(bytes(8))
+
+
 async def test_a_worker_killed_while_it_loads_costs_its_offer_alone_until_it_loads(tmp_path: Path) -> None:
     """SIGKILL is what the kernel sends when memory runs out."""
     async with AsyncExitStack() as stack:
@@ -152,17 +163,21 @@ async def test_a_file_that_was_damaged_before_it_is_loaded_is_not_served_and_the
         embedder, _ = await with_small_models(tmp_path / "p")
         node = await stack.enter_async_context(provider_in(tmp_path / "p", embedder, engine={"memory": ONE_OF_THEM}))
         sdk = await buyer_of(stack, tmp_path / "c", node, 2)
-        shown = await node.desk.view.show("embedding")
-        (size,) = [file["size_bytes"] for file in shown["files"] if file["role"] == "weights"]
-        (weights,) = [path for path in files_of(tmp_path / "p") if path.stat().st_size == size]
-        weights.chmod(0o644)
-        with weights.open("r+b") as file:
-            file.seek(100)
-            file.write(bytes(8))
+        await damage(node, "embedding")
         with pytest.raises(openai.APIStatusError, match="could not be loaded"):
             await embed(sdk, "red")
         assert [offer.name for offer in node.providing.offers()] == ["SmolLM2-135M-Instruct"]
         assert await chat(sdk)
+
+
+async def test_a_node_starts_without_a_model_that_cannot_be_loaded_and_says_so(tmp_path: Path) -> None:
+    embedder, ranker = await with_small_models(tmp_path / "p")
+    async with open_node(settings_in(tmp_path / "p", provide=False)) as node:
+        await damage(node, "embedding")
+    async with open_node(settings_in(tmp_path / "p", model=embedder, serve=(ranker,))) as node:
+        assert [offer.name for offer in node.providing.offers()] == ["rerank"]
+        (said,) = node.status()["warnings"]
+        assert said.startswith("embedding is not served: ") and "tries again" in said
 
 
 async def test_a_model_that_can_never_fit_is_refused_at_start_with_what_would(tmp_path: Path) -> None:
