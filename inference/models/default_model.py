@@ -68,7 +68,8 @@ async def ensure_default_model(
     shipped = await store.in_thread(shipped_manifest)
     creators = (read_manifest(shipped.encoded()).creator, creator.address)
     for cid, manifest in (await models_in(store)).items():
-        if manifest.creator in creators and (manifest.name, manifest.version) == (DEFAULT_NAME, _VERSION):
+        said = manifest.name, manifest.version, manifest.source
+        if manifest.creator in creators and said == (DEFAULT_NAME, _VERSION, DEFAULT_WHEEL.reference):
             return cid
     folder = Path(await store.in_thread(lambda: tempfile.mkdtemp(prefix="default-", dir=store.parts)))
     try:

@@ -378,7 +378,9 @@ class ModelDesk:
         if place.is_cid:
             return str(parse_cid(place.text))
         if place.text == DEFAULT or place.text.lower() == DEFAULT_NAME.lower():
-            return manifest_cid(await self._store.in_thread(shipped_manifest))
+            shipped = manifest_cid(await self._store.in_thread(shipped_manifest))
+            by_name = place.text != DEFAULT and shipped in await models_in(self._store)
+            return await self.view.find(place.text) if by_name else shipped
         if given:
             raise RequestInvalid("an address has no names: say which CID to pull from it.", param="reference")
         return await self.view.resolve(place.text)

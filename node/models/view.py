@@ -12,7 +12,7 @@ from typing import Any
 from inference.hardware import Hardware
 from inference.models.catalog import Catalog, CatalogEntry, entry_of
 from inference.models.compatibility import EngineKind, compatibility, machine_of
-from inference.models.default_model import DEFAULT_NAME
+from inference.models.default_model import DEFAULT_NAME, DEFAULT_WHEEL
 from inference.models.library import WITHOUT_WEIGHTS, model_of, models_in
 from inference.models.lookalikes import KnownModel, lookalike_of
 from inference.models.manifest import Manifest, read_manifest
@@ -22,9 +22,11 @@ from inference.models.trust import is_trusted, parse_subject
 from market.errors import EncodingInvalid, ModelUnknown
 from market.signing import address_text
 from node.models.choices import Choices
+from node.models.naming import listed_namesake, namesake_of, the_one_called
 from node.node import ModelOnOffer
 
 _HERE, _ON_OFFER = "here", "on offer"
+_DEFAULT = "default"
 
 
 class ModelView:
@@ -77,7 +79,7 @@ class ModelView:
     async def show(self, name: str) -> Mapping[str, Any]:
         """All about one model. Its manifest must be here: a model on offer has brought it along with its tokenizer.
 
-        Raises ModelUnknown, ContentUnavailable, EncodingInvalid.
+        Raises ModelUnknown, RequestInvalid, ContentUnavailable, EncodingInvalid.
         """
         try:
             cid = await self.find(name)
@@ -133,35 +135,49 @@ class ModelView:
 
     async def find(self, name: str) -> str:
         """The manifest CID of a model whose manifest is here, by CID, `NAME` or `NAME@VERSION`: trusted creators'
-        first, then the one that is whole, then the highest version. Raises ModelUnknown."""
+        first, then what is whole, then the highest version. Raises ModelUnknown; RequestInvalid for a name that means
+        several."""
         manifests = await self._manifests()
         if name in manifests:
             return name
-        wanted, _, version = (DEFAULT_NAME if name == "default" else name).partition("@")
+        wanted, _, version = (DEFAULT_NAME if name == _DEFAULT else name).partition("@")
         whole = await models_in(self._store)
-        found = [
-            (self._trusts(manifest.creator), cid in whole, _version(manifest), cid)
+        named = {
+            cid: manifest
             for cid, manifest in manifests.items()
             if manifest.name.lower() == wanted.lower() and version in ("", manifest.version)
-        ]
-        if not found:
+        }
+        if name == _DEFAULT:  # it was made of one wheel, and others of its name were not
+            named = {cid: one for cid, one in named.items() if one.source == DEFAULT_WHEEL.reference} or named
+        if not named:
             raise ModelUnknown(
                 f"no model {name[:128]!r} lies here.", next_step="`octo-node models list` shows what does."
             )
-        return max(found)[-1]
+        return the_one_called(
+            name,
+            [
+                namesake_of(
+                    cid,
+                    manifest,
+                    rank=(self._trusts(manifest.creator), cid in whole),
+                    own=manifest.creator == self._own_wallet,
+                )
+                for cid, manifest in named.items()
+            ],
+        )
 
     async def resolve(self, name: str) -> str:
-        """As `find`, then in catalogs, then among what is on offer, the most widely served first."""
+        """As `find`, then in catalogs, then among what is on offer, the most widely served first: what strangers offer
+        under a name may not keep anybody from it."""
         try:
             return await self.find(name)
         except ModelUnknown:
             pass
         wanted, _, version = name.partition("@")
         entries = [entry for _, entry in self._entries()]
-        listed = search([entry for entry in entries if entry.name.lower() == wanted.lower()])
-        for entry in listed:
-            if version in ("", entry.version):
-                return entry.manifest
+        listed = [e for e in entries if e.name.lower() == wanted.lower() and version in ("", e.version)]
+        if listed:
+            return the_one_called(name, map(listed_namesake, listed))
         for model in self._offered():
             if name == model.model or (not version and wanted.lower() == model.name.lower()):
                 return model.model
@@ -239,7 +255,3 @@ class ModelView:
             except EncodingInvalid:
                 continue
         return found
-
-
-def _version(manifest: Manifest) -> tuple[int, ...]:
-    return tuple(int(part) for part in manifest.version.partition("-")[0].split("."))

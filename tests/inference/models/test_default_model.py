@@ -10,7 +10,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from inference.models.default_model import DEFAULT_NAME, Q4_0_SHA256, ensure_default_model, shipped_manifest
-from inference.models.library import WITHOUT_WEIGHTS, model_of, models_in, open_tokenizer, pull_model, weights_path
+from inference.models.draft import Wishes
+from inference.models.library import (
+    WITHOUT_WEIGHTS,
+    import_model,
+    model_of,
+    models_in,
+    open_tokenizer,
+    pull_model,
+    weights_path,
+)
 from inference.models.manifest import Role, manifest_cid
 from inference.models.progress import Progress
 from inference.models.sources import LocalSource
@@ -21,6 +30,7 @@ from market.signing import Secp256k1Signer
 from market.task import ChatMessage
 from node.content.listener import content_app
 from tests.inference.models.content_kit import PLENTY, Counter, counted_app, liar_app, sources
+from tests.inference.models.model_kit import CHAT, gguf_bytes
 
 CREATOR = Secp256k1Signer(bytes([3] * 32))
 CACHE = Path(__file__).parents[3] / ".cache" / "models"
@@ -101,6 +111,16 @@ async def test_without_file_and_wheel_the_error_says_what_to_do(store: Store, tm
     with pytest.raises(ContentUnavailable):
         await ensure_default_model(store, CREATOR, prepared=tmp_path / "absent", wheel=NO_WHEEL)
     assert list(store.parts.iterdir()) == []
+
+
+async def test_a_model_of_ones_own_under_its_name_is_not_taken_for_the_default_one(
+    store: Store, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.gguf"
+    own.write_bytes(gguf_bytes(CHAT))
+    await import_model(store, {own.name: own}, CREATOR, wishes=Wishes(name=DEFAULT_NAME, version="1.0.0"))
+    with pytest.raises(ContentUnavailable):
+        await ensure_default_model(store, CREATOR, wheel=NO_WHEEL)
 
 
 async def test_a_manifest_with_a_flipped_bit_is_not_taken_from_a_source(store: Store, other_store: Store) -> None:
