@@ -74,10 +74,10 @@ def _text(task: ChatTask | WorkTask, quote: Quote, served: Served, turn: Turn) -
         raise RequestInvalid("the task is not the one that was quoted.")
     if task.sampling_digest() != quote.sampling:
         raise RequestInvalid("the task's sampling is not the one that was quoted.")
-    if not may_fit(task.messages, task.text, served.engine.info.context):
+    if not may_fit(task.messages, task.text, served.engine.info.context, task.tools):
         raise RequestInvalid("the prompt is longer than any that fits.")
     tokenizer = served.tokenizer
-    prompt = tokenizer.render(task.messages) if task.messages else tokenizer.encode(task.text)
+    prompt = tokenizer.render(task.messages, task.tools) if task.messages else tokenizer.encode(task.text)
     if len(prompt) != quote.tokens_in or prompt_digest(task.salt, prompt) != quote.prompt:
         raise RequestInvalid("the prompt is not the one that was quoted.")
     job = Job(

@@ -30,6 +30,7 @@ from market.routing import Choice, Needs, Policy, choose
 from market.taking import Delta, Part, Shown
 from market.talk import Talk
 from market.task import ChatMessage, ChatTask, Mode, Privacy, Sampling, TaskId, may_fit
+from market.tools import Tool
 from market.values import value
 from market.work import WorkRequest, WorkTask, encode_request, work_of
 
@@ -59,6 +60,7 @@ class Order:
 
     model: str
     messages: tuple[ChatMessage, ...] = ()
+    tools: tuple[Tool, ...] = ()
     text: str = ""
     sampling: Sampling
     max_tokens: int | None = None
@@ -246,13 +248,13 @@ class Buyer:
     async def _ask_for_text(self, order: Order) -> Ask:
         tokenizer = await self._tokenizers.tokenizer(order.model)
         context = max(self._contexts(order.model), default=0)
-        if context and not may_fit(order.messages, order.text, context):
+        if context and not may_fit(order.messages, order.text, context, order.tools):
             raise PromptTooLong(
                 f"the prompt is too long for the largest context on offer, {context} tokens.",
                 next_step="Shorten the messages.",
                 param="messages",
             )
-        prompt = tokenizer.render(order.messages) if order.messages else tokenizer.encode(order.text)
+        prompt = tokenizer.render(order.messages, order.tools) if order.messages else tokenizer.encode(order.text)
         task = self._task(order, len(prompt))
         wanted = order.cache or self._terms.caching
         if not self.memory.may_ask(wanted) or not text_is_settled(order.sampling, order.privacy, seeded=order.seeded):
@@ -328,6 +330,7 @@ class Buyer:
         return ChatTask(
             model=order.model,
             messages=order.messages,
+            tools=order.tools,
             text=order.text,
             grammar=order.grammar,
             logprobs=order.logprobs,

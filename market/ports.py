@@ -17,6 +17,7 @@ from market.quote import SignedQuote
 from market.receipt import Receipt, SignedReceipt
 from market.record import Commitment, ReceiptRecord, Transcript
 from market.task import ChatMessage, Sampling, TaskId
+from market.tools import CallForm, Tool
 from market.values import value
 from market.voucher import ChannelTerms, Opening
 from market.work import Work, WorkRequest
@@ -173,8 +174,10 @@ class Tokenizer(Protocol):
     """A model's tokenizer and chat template, from its manifest: the weights are not needed."""
 
     end_tokens: frozenset[int]
+    call_form: CallForm
+    """How the template has calls of tools written. PLAIN: it takes no tools, nor messages that hold calls."""
 
-    def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids of the rendered chat, generation prompt included; raises RequestInvalid if the template refuses."""
 
     def encode(self, text: str) -> tuple[int, ...]:

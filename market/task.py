@@ -9,6 +9,7 @@ from typing import Annotated, NewType
 from pydantic import Field
 
 from market.errors import RequestInvalid
+from market.tools import CALLS_LIMIT, TOOLS_LIMIT, Tool, ToolCall
 from market.values import Word, encode, value
 
 TaskId = NewType("TaskId", bytes)
@@ -43,9 +44,18 @@ class Privacy(Word):
 
 @value
 class ChatMessage:
+    """`tool_calls`, and in a message of the role `tool` the `tool_call_id`: for templates that know of tools alone."""
+
     role: Annotated[str, Field(min_length=1, max_length=32)]
     content: Annotated[str, Field(max_length=4_000_000)]
     name: str | None = None
+    tool_calls: Annotated[tuple[ToolCall, ...], Field(max_length=CALLS_LIMIT)] = ()
+    tool_call_id: Annotated[str, Field(max_length=128)] | None = None
+
+    @property
+    def size(self) -> int:
+        """In characters."""
+        return len(self.content) + sum(len(call.name) + len(call.arguments) for call in self.tool_calls)
 
 
 @value
@@ -80,11 +90,13 @@ class ChatTask:
     """What the buyer wants done: an answer to `messages`, or, without any, the continuation of `text`.
 
     `model` is a manifest CID; `salt` blinds the prompt's hash in the receipt. `grammar` is GBNF, or a JSON schema if
-    it starts with "{": the answer must match. `logprobs` asks for so many alternatives beside each token.
+    it starts with "{": the answer must match. `logprobs` asks for so many alternatives beside each token. `tools` are
+    told by the model's own chat template; a model whose template cannot is asked without.
     """
 
     model: Annotated[str, Field(max_length=128)]
     messages: Annotated[tuple[ChatMessage, ...], Field(max_length=MESSAGES_LIMIT)] = ()
+    tools: Annotated[tuple[Tool, ...], Field(max_length=TOOLS_LIMIT)] = ()
     text: Annotated[str, Field(max_length=4_000_000)] = ""
     grammar: Annotated[str, Field(max_length=GRAMMAR_LIMIT)] = ""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -106,13 +118,14 @@ class ChatTask:
 CHARACTERS_PER_TOKEN_LIMIT = 64
 
 
-def may_fit(messages: Sequence[ChatMessage], text: str, context: int) -> bool:
+def may_fit(messages: Sequence[ChatMessage], text: str, context: int, tools: Sequence[Tool] = ()) -> bool:
     """Whether a chat or text could fit into `context` tokens at all, by its length alone.
 
     Asked before tokenizing, which takes a millisecond for 3,000 characters: megabytes would hold up
     every other stream. No text that people write has 64 characters to a token.
     """
-    characters = len(text) + sum(len(message.content) for message in messages)
+    characters = len(text) + sum(message.size for message in messages)
+    characters += sum(len(tool.description) + len(tool.parameters) for tool in tools)
     return characters <= context * CHARACTERS_PER_TOKEN_LIMIT
 
 

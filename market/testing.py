@@ -32,6 +32,7 @@ from market.ports import (
 from market.record import ReceiptRecord
 from market.signing import Secp256k1Signer
 from market.task import ChatMessage, TaskId
+from market.tools import CallForm, Tool
 from market.voucher import ChannelTerms, Opening, check_opening, sign_opening
 
 
@@ -94,9 +95,11 @@ class ByteTokenizer:
     """One token a byte; 256 ends. Renders a chat as `role: content` lines."""
 
     end_tokens = frozenset({256})
+    call_form = CallForm.PLAIN
 
-    def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        return tuple("".join(f"{m.role}: {m.content}\n" for m in messages).encode())
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        told = "".join(f"tool: {tool.name}\n" for tool in tools)
+        return tuple((told + "".join(f"{m.role}: {m.content}\n" for m in messages)).encode())
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())

@@ -153,7 +153,7 @@ class Demo:
             client=self._devnet.client.peer_id,
             network=self._network,
             answer=answer,
-            prompt_ids=tokenizer.render([ChatMessage(**message) for message in messages]),
+            prompt_ids=tokenizer.render([ChatMessage(role=said["role"], content=said["content"]) for said in messages]),
             token_bytes=tokenizer.token_bytes,
         )
         self._stage.expect(

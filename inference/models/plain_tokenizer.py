@@ -15,8 +15,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from inference.models.tokenizer import ROLES
+from inference.models.tool_values import refuse_tools
 from market.errors import EncodingInvalid, RequestInvalid
 from market.task import MESSAGES_LIMIT, ChatMessage
+from market.tools import CallForm, Tool
 
 UNIT_BYTES: Final = 3
 _KEYS: Final = (["role", "content"], ["role", "name", "content"])
@@ -26,9 +28,11 @@ class PlainTokenizer:
     """Implements `market.ports.Tokenizer`. No token ends an answer: the server that makes it says when it is over."""
 
     end_tokens: frozenset[int] = frozenset()
+    call_form = CallForm.PLAIN
 
-    def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """The units of a chat. Raises RequestInvalid for a role that is none, and for half a character."""
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        """The units of a chat. Raises RequestInvalid for a role that is none, for half a character, and for tools."""
+        refuse_tools(messages, tools)
         for message in messages:
             if message.role not in ROLES:
                 raise RequestInvalid(

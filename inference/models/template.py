@@ -19,6 +19,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from inference.models.call_form import call_form
+from inference.models.tool_values import size_of
 from market.errors import ModelFileInvalid, RequestInvalid
 
 TEMPLATE_LIMIT_CHARS = 64 * 1024
@@ -58,18 +60,28 @@ class ChatTemplate:
         environment = _Environment()
         try:
             tree = environment.parse(source)
+            self.call_form = call_form(tree)
             _guard(tree)
             self._template = environment.from_string(tree)
         except (jinja2.TemplateError, RecursionError, MemoryError) as error:
             raise ModelFileInvalid(f"The chat template does not compile: {type(error).__name__}.") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, bos: str = "", eos: str = "") -> str:
-        """The conversation as the model wants to read it, generation prompt included. Raises RequestInvalid."""
-        size = sum(len(text) for message in messages for text in message.values())
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        bos: str = "",
+        eos: str = "",
+    ) -> str:
+        """The conversation as the model wants to read it, generation prompt included; messages and tools in the shapes
+        of `tool_values`. Raises RequestInvalid."""
+        size = sum(size_of(item) for given in (*messages, *tools) for item in given.values())
         meter = _METER.set(_Meter(_STEPS + size, _CHARACTERS + _PER_INPUT_CHARACTER * size))
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
+                tools=list(tools) or None,  # none at all, by the convention, is None and not an empty list
                 add_generation_prompt=True,
                 bos_token=bos,
                 eos_token=eos,
@@ -164,9 +176,17 @@ def _replaced(text: object, old: object, new: object) -> str:
     return plain.replace(before, after)
 
 
-def _to_json(item: object, indent: int | None = None) -> str:
+def _to_json(
+    item: object,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    *,
+    sort_keys: bool = False,
+    ensure_ascii: bool = False,  # noqa: ARG001 - escapes say the same, and would show where control tokens were broken
+) -> str:
     width = None if indent is None else min(max(int(indent), 0), 8)
-    return str(_charged(json.dumps(item, ensure_ascii=False, indent=width)))
+    between = None if separators is None else (str(separators[0])[:8], str(separators[1])[:8])
+    return str(_charged(json.dumps(item, ensure_ascii=False, indent=width, separators=between, sort_keys=sort_keys)))
 
 
 def _range(*bounds: int) -> list[int]:

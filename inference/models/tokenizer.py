@@ -22,8 +22,10 @@ from tokenizers import Tokenizer as Encoder
 from inference.models.manifest import ROLE_LIMIT_BYTES, Manifest, Role, SpecialTokens
 from inference.models.template import ChatTemplate
 from inference.models.tokenizer_parts import known_parts
+from inference.models.tool_values import plain_message, plain_tool, refuse_tools
 from market.errors import EncodingInvalid, ModelFileInvalid, RequestInvalid
 from market.task import ChatMessage
+from market.tools import CallForm, Tool
 
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 """A role goes into the prompt next to control tokens (`<|` + role + `|>` in some templates): a closed list."""
@@ -48,6 +50,7 @@ class ModelTokenizer:
         self._bytes = _token_bytes(vocabulary, controls)
         self._controls = controls
         self._template = ChatTemplate(template)
+        self.call_form = self._template.call_form
         self._tokens = tokens
         longest_first = sorted(controls, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if controls else None
@@ -55,22 +58,26 @@ class ModelTokenizer:
         self._tails = {text[n:] for text in controls for n in range(1, len(text))}
         self._reach = max(map(len, controls), default=0)
 
-    def render(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Token ids of the rendered chat, generation prompt included. Raises RequestInvalid."""
-        plain: list[dict[str, str]] = []
+        if self.call_form is CallForm.PLAIN:
+            refuse_tools(messages, tools)
         for message in messages:
             if message.role not in ROLES:
                 raise RequestInvalid(
                     f"{message.role!r} is not a role.", next_step=f"Use one of {', '.join(sorted(ROLES))}."
                 )
-            named = {"name": message.name} if message.name is not None else {}
-            plain.append({"role": message.role, "content": message.content, **named})
-        broken = self._unused(text for message in plain for text in message.values())
-        disarmed = [
-            {key: text if key == "role" else self._disarm(text, broken) for key, text in message.items()}
-            for message in plain
-        ]
-        text = self._template.render(disarmed, bos=self._tokens.bos, eos=self._tokens.eos)
+        broken = self._unused(_texts_of(messages, tools))
+
+        def disarmed(text: str) -> str:
+            return self._disarm(text, broken)
+
+        text = self._template.render(
+            [plain_message(message, disarmed) for message in messages],
+            tools=[plain_tool(tool, disarmed) for tool in tools],
+            bos=self._tokens.bos,
+            eos=self._tokens.eos,
+        )
         return self._encode(text, broken)
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -134,6 +141,21 @@ def load_tokenizer(manifest: Manifest, paths: Mapping[Role, Path]) -> ModelToken
     """
     tokenizer, template = (_read(role, paths) for role in (Role.TOKENIZER, Role.CHAT_TEMPLATE))
     return ModelTokenizer(tokenizer, template, manifest.tokens)
+
+
+def _texts_of(messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[str]:
+    """All that is not ours, escapes in JSON undone."""
+    texts: list[str] = []
+
+    def noted(text: str) -> str:
+        texts.append(text)
+        return text
+
+    for message in messages:
+        plain_message(message, noted)
+    for tool in tools:
+        plain_tool(tool, noted)
+    return texts
 
 
 def _read(role: Role, paths: Mapping[Role, Path]) -> str:

@@ -139,7 +139,8 @@ class Chat:
 
     async def prepare(self, data: bytes) -> Prepared:
         asked = parse_chat(data)
-        orders = await asked.orders(self._clerk)
+        tool_form = await asked.form(self._clerk)
+        orders = await asked.orders(self._clerk, tool_form)
         form = ChatForm(
             new_id=self._clerk.new_id,
             created=self._clerk.now(),
@@ -147,6 +148,6 @@ class Chat:
             choices=len(orders),
             include_usage=asked.include_usage,
             tokenizer=await self._clerk.tokenizer(orders[0].model) if asked.logprobs else None,
-            toolbox=asked.toolbox(),
+            toolbox=asked.toolbox(tool_form),
         )
         return Prepared(orders=orders, form=form, stream=bool(asked.stream))

@@ -1,6 +1,6 @@
 """What /v1/chat/completions and /v1/models answer: OpenAI's objects and stream chunks, each with `octo`.
 
-Pure: dictionaries and bytes from what was bought. Reading calls out of text is `openai_tools`'.
+Pure: dictionaries and bytes from what was bought. Reading calls out of text is `tool_calls`'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from node.api.answering import EVENT_STREAM, Whole, told_as_event
 from node.api.answers import Answer
 from node.api.octo_facts import DONE, event, octo_of, octo_of_all, to_json, usage_of
 from node.api.openai_logprobs import chat_logprobs
-from node.api.openai_tools import Arguments, CallReader, Head, Said, Toolbox
+from node.api.openai_tools import Toolbox
+from node.api.tool_calls import Arguments, CallReader, Head, Said
 from node.node import ModelOnOffer
 
 NewId = Callable[[str], str]

@@ -1,6 +1,7 @@
-"""The messages of a chat as clients send them, and how they become the plain ones that a model's template renders.
+"""The messages of a chat as clients send them, and how they become those that a model's template renders.
 
-A template knows roles and texts, so calls of tools and their results are folded into text, in one way:
+A template that knows of tools is handed calls and results as they are (`handed`). For any other, which knows roles and
+texts, they are folded into text, in one way:
 
     an assistant's call      <tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>, after what it said, one a block
     results (role `tool`)    <tool_response>\n{"name": …, "content": …}\n</tool_response>, those that follow one
@@ -12,18 +13,18 @@ which is how models of several families were taught it (Hermes, Qwen). Pure; kno
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from market.task import ChatMessage
+from market.tools import CALLS_LIMIT, ToolCall
 from node.api.clerk import Refused, unsupported
+from node.api.tool_forms import CALL_CLOSE, CALL_OPEN
 
 PARTS_LIMIT = 1024
-CALLS_LIMIT = 128
-CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -108,21 +109,46 @@ def folded(messages: Sequence[Message], *, preface: str = "") -> tuple[ChatMessa
     results: list[str] = []
     for place, message in enumerate(messages):
         if message.role == "tool":
-            name = names.get(message.tool_call_id or "")
-            if name is None:
-                raise PydanticCustomError(
-                    "call_id", "no call with that id came before it", {"param": f"messages[{place}].tool_call_id"}
-                )
+            name = _answered(message, place, names)
             results.append(_block("tool_response", {"name": name, "content": message.content}))
             continue
         _flush(results, out)
         text = message.content or ""
         for call in message.tool_calls or ():
             names[call.id] = call.function.name
-            text += ("\n" if text else "") + _block("tool_call", _plain_call(call.function))
+            text += ("\n" if text else "") + f"{CALL_OPEN}\n{plain_json(_plain_call(call.function))}\n{CALL_CLOSE}"
         out.append(ChatMessage(role=message.role, content=text, name=message.name))
     _flush(results, out)
     return _prefaced(out, preface) if preface else tuple(out)
+
+
+def handed(messages: Sequence[Message], call_id: Callable[[str], str]) -> tuple[ChatMessage, ...]:
+    """For a template that knows of tools. `call_id` makes ids that it takes. Raises as `folded`."""
+    out: list[ChatMessage] = []
+    names: dict[str, str] = {}
+    for place, message in enumerate(messages):
+        text, given = message.content or "", message.tool_call_id
+        if given is not None:
+            name = _answered(message, place, names)
+            out.append(ChatMessage(role=message.role, content=text, name=name, tool_call_id=call_id(given)))
+            continue
+        names |= {call.id: call.function.name for call in message.tool_calls or ()}
+        calls = tuple(
+            ToolCall(id=call_id(call.id), name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        )
+        out.append(ChatMessage(role=message.role, content=text, name=message.name, tool_calls=calls))
+    return tuple(out)
+
+
+def _answered(message: Message, place: int, names: Mapping[str, str]) -> str:
+    """The function whose result a message holds."""
+    name = names.get(message.tool_call_id or "")
+    if name is None:
+        raise PydanticCustomError(
+            "call_id", "no call with that id came before it", {"param": f"messages[{place}].tool_call_id"}
+        )
+    return name
 
 
 def _flush(results: list[str], out: list[ChatMessage]) -> None:

@@ -18,11 +18,14 @@ from inference.grammar import as_gbnf, canonical_grammar
 from market.buyer import Order
 from market.errors import RequestInvalid
 from market.task import GRAMMAR_LIMIT, MESSAGES_LIMIT, ChatMessage
+from market.tools import TOOLS_LIMIT, CallForm
+from market.tools import Tool as ToolToTell
 from node.api.bodies import Shape, parse_body
 from node.api.clerk import Clerk, Ignored, Refused
-from node.api.openai_messages import Message, folded
+from node.api.openai_messages import Message, folded, handed
 from node.api.openai_text import LOGPROBS_LIMIT, TextRequest, TokenCount
-from node.api.openai_tools import TOOLS_LIMIT, Tool, Toolbox, ToolChoice
+from node.api.openai_tools import Tool, Toolbox, ToolChoice
+from node.api.tool_forms import FORMS, ToolForm
 
 
 class NamedSchema(Shape):
@@ -89,10 +92,21 @@ class ChatRequest(TextRequest):
             raise PydanticCustomError("tools", "no tool has that name", {"param": "tool_choice"})
         if wanted is not None and wanted.type == "required" and not names:
             raise PydanticCustomError("tools", "there are no tools", {"param": "tool_choice"})
-        self.chat()  # raises for results without their calls
+        self.told(FORMS[CallForm.PLAIN])  # raises for results without their calls
         return self
 
-    def toolbox(self) -> Toolbox | None:
+    @property
+    def about_tools(self) -> bool:
+        """Whether it matters in which form the model knows of tools."""
+        return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)
+
+    async def form(self, clerk: Clerk) -> ToolForm:
+        """What the model's own template says. Raises ModelUnknown, or ContentUnavailable if it cannot be had."""
+        if not self.about_tools:
+            return FORMS[CallForm.PLAIN]
+        return FORMS[(await clerk.tokenizer(clerk.resolve(self.model))).call_form]
+
+    def toolbox(self, form: ToolForm) -> Toolbox | None:
         """None if no tool may be called."""
         wanted = self.tool_choice
         if not self.tools or (wanted is not None and wanted.type == "none"):
@@ -102,17 +116,20 @@ class ChatRequest(TextRequest):
             functions=[tool.function for tool in self.tools if only in (None, tool.function.name)],
             must=wanted is not None and wanted.type in ("required", "function"),
             parallel=self.parallel_tool_calls is not False,
+            form=form,
         )
 
-    def chat(self) -> tuple[ChatMessage, ...]:
-        toolbox = self.toolbox()
-        return folded(self.messages, preface=toolbox.preface() if toolbox else "")
+    def told(self, form: ToolForm) -> tuple[tuple[ChatMessage, ...], tuple[ToolToTell, ...]]:
+        """The messages and tools that the model's template gets."""
+        toolbox = self.toolbox(form)
+        if form.by_template:
+            return handed(self.messages, form.call_id), toolbox.handed() if toolbox else ()
+        return folded(self.messages, preface=toolbox.preface() if toolbox else ""), ()
 
-    async def grammar(self) -> str:
+    async def grammar(self, toolbox: Toolbox | None) -> str:
         """What the answer has to match, as `Order.grammar`. Raises RequestInvalid for what no engine could keep:
         here, before anything is paid."""
         answer = self.response_format.schema_of_answer() if self.response_format is not None else None
-        toolbox = self.toolbox()
         schema = answer if toolbox is None else toolbox.grammar(answer)
         if schema is None:
             return ""
@@ -128,16 +145,18 @@ class ChatRequest(TextRequest):
             raise RequestInvalid(f"{param}: the JSON schema is nested too deep.", param=param) from None
         return text
 
-    async def orders(self, clerk: Clerk) -> tuple[Order, ...]:
+    async def orders(self, clerk: Clerk, form: ToolForm) -> tuple[Order, ...]:
         """One order a choice."""
-        toolbox = self.toolbox()
+        toolbox = self.toolbox(form)
+        messages, tools = self.told(form)
         order = Order(
             model=clerk.resolve(self.model),
-            messages=self.chat(),
+            messages=messages,
+            tools=tools,
             sampling=self.sampling(clerk),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             stop=(*(self.stop or ()), *(toolbox.stop() if toolbox else ())),
-            grammar=await self.grammar(),
+            grammar=await self.grammar(toolbox),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             seeded=self.seed is not None,
             **clerk.terms(self.octo),

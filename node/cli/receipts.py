@@ -15,6 +15,7 @@ from node.cli.exits import BROKEN
 from node.cli.options import data_dir_option, json_option, settings_of
 
 if TYPE_CHECKING:
+    from market.ports import Tokenizer
     from verifier.examination import Examination
     from verifier.receipt_file import ReceiptFile
 
@@ -166,7 +167,7 @@ def verify(
         tokenizer = tokenizer_in(model_dir, receipt.model)
         extra["token_bytes"] = tokenizer.token_bytes
         if prompt_file is not None:
-            extra["prompt_ids"] = tokenizer.render(_messages(prompt_file))
+            extra["prompt_ids"] = _prompt_ids(tokenizer, prompt_file)
     examination = examine(parsed, network=network, provider=provider, client=client, answer=answer, stop=stop, **extra)
     _show(parsed, examination, as_json=as_json)
     _end(examination)
@@ -231,20 +232,26 @@ def _read(file: Path) -> bytes:
         return opened.read(FILE_LIMIT_BYTES + 1)
 
 
-def _messages(file: Path) -> list[Any]:
-    """`{"messages": […]}`, `[…]`, or plain text that is one user message."""
+def _prompt_ids(tokenizer: Tokenizer, file: Path) -> tuple[int, ...]:
+    """Of `{"messages": […], "tools": […], …}` or `[…]`, made a prompt of as the API does; or of plain text, which is
+    one user message."""
     import json
 
     from market.task import ChatMessage
-    from market.values import from_plain
+    from node.api.openai_shapes import parse_chat
+    from node.api.tool_forms import FORMS
 
     text = file.read_bytes().decode("utf-8", "replace")
     try:
         plain = json.loads(text)
-    except ValueError:
-        return [ChatMessage(role="user", content=text)]
-    if isinstance(plain, dict):
-        plain = plain.get("messages")
-    if not isinstance(plain, list):
-        return [ChatMessage(role="user", content=text)]
-    return [from_plain(ChatMessage, message) for message in plain]
+    except (ValueError, RecursionError):
+        plain = None
+    said = plain if isinstance(plain, dict) else {"messages": plain}
+    if not isinstance(said.get("messages"), list):
+        return tokenizer.render([ChatMessage(role="user", content=text)])
+    asked = parse_chat(json.dumps({"model": "any", **{key: said[key] for key in _OF_A_PROMPT if key in said}}).encode())
+    messages, tools = asked.told(FORMS[tokenizer.call_form])
+    return tokenizer.render(messages, tools)
+
+
+_OF_A_PROMPT = ("messages", "tools", "tool_choice", "parallel_tool_calls")

@@ -155,9 +155,9 @@ async def test_megabytes_of_prompt_are_refused_without_being_tokenized(shop):
     class Counting(ByteTokenizer):
         rendered = 0
 
-        def render(self, messages):
+        def render(self, messages, tools=()):
             Counting.rendered += 1
-            return super().render(messages)
+            return super().render(messages, tools)
 
     alice = shop.buyer(tokenizer=Counting())
     with pytest.raises(PromptTooLong, match="64 tokens"):

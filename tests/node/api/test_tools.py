@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from inference.grammar import as_gbnf
-from node.api.openai_tools import Arguments, CallReader, Function, Head, Toolbox
+from node.api.openai_tools import Function, Toolbox
+from node.api.tool_calls import Arguments, CallReader, Head
 
 HELLO: Any = [{"role": "user", "content": "Weather in Oslo?"}]
 CITY = {"type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "$defs": {"city": {"type": "string"}}}
