@@ -1,4 +1,4 @@
-"""Which templates are handed tools, which form they want calls in, and what a stranger's tools cannot do to a prompt."""
+"""Which templates are handed tools, which form they want calls in, and what strangers' tools cannot do to a prompt."""
 
 from __future__ import annotations
 
@@ -45,10 +45,8 @@ def _alphabet() -> Sequence[str]:
 
 def shown(tokenizer: ModelTokenizer, ids: Sequence[int]) -> str:
     """The prompt, its control tokens in guillemets."""
-    out = b""
-    for token in ids:
-        out += f"«{CONTROLS[token - 256]}»".encode() if token >= 256 else tokenizer.token_bytes(token)
-    return out.decode()
+    pieces = (f"«{CONTROLS[id - 256]}»".encode() if id >= 256 else tokenizer.token_bytes(id) for id in ids)
+    return b"".join(pieces).decode()
 
 
 @pytest.mark.parametrize(

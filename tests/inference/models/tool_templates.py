@@ -28,9 +28,10 @@ BARE = (
     "{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LISTED = (
-    "{{ bos_token }}{%- for message in messages %}"
+    "{{ bos_token }}{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{%- for message in messages %}"
     "{%- if message['role'] == 'user' %}"
-    "{%- if tools is not none and loop.last %}[AVAILABLE_TOOLS] [{% for tool in tools %}"
+    "{%- if tools is not none and message == asked[-1] %}[AVAILABLE_TOOLS] [{% for tool in tools %}"
     '{"type": "function", "function": {% raw %}{{% endraw %}'
     "{% for key, value in tool.function.items() if key != 'return' %}"
     '"{{ key }}": {{ value | tojson }}{% if not loop.last %}, {% endif %}{% endfor %}{% raw %}}}{% endraw %}'
