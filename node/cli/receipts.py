@@ -115,7 +115,8 @@ def save_receipt(cid: str, output: Path, data_dir: Path | None, as_json: bool) -
 @click.option("--answer", help="The answer as it was shown, to compare with the hashes in the receipt.")
 @click.option("--answer-file", type=_FILE, help="The same, in a file (compared to the last byte).")
 @click.option("--stop", multiple=True, help="A stop string of the request; may be given again.")
-@click.option("--prompt-file", type=_FILE, help="The messages: JSON of the request, or plain text of one user message.")
+@click.option("--prompt-file", type=_FILE,
+              help="JSON of the request with its messages and tools, or plain text of one user message.")  # fmt: skip
 @click.option("--model-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A data folder with the model's tokenizer: checks token ids and the prompt.")  # fmt: skip
 @click.option("--network", help="The network that it should be about.")

@@ -9,13 +9,17 @@ import nacl.signing
 import pytest
 from click.testing import CliRunner, Result
 
+from market.errors import OctoError
 from market.identity import Binding, peer_of_public_key, sign_binding
 from market.money import OCTO
 from market.quote import Quote, sign_quote
 from market.receipt import Receipt, SignedReceipt, sign_receipt
 from market.signing import Secp256k1Signer
+from market.testing import ByteTokenizer
+from market.tools import CallForm
 from node.cli import main
 from node.cli.exits import BROKEN, OK, USAGE
+from node.cli.receipts import _prompt_ids
 from tests.node.api.conftest import ScriptedNode, api, desk, node
 from tests.node.test_cli_run import Run, run
 from verifier.receipt_file import ReceiptFile, encode
@@ -181,6 +185,29 @@ def test_a_file_that_is_no_receipt_says_so(path: Path) -> None:
 def test_options_that_contradict_or_lack_another_are_wrong_usage(path: Path, options: tuple[str, ...]) -> None:
     given = [option.replace("made.receipt", str(path)) for option in options]
     assert verify(path, *given).exit_code == USAGE
+
+
+def test_a_prompt_file_is_made_a_prompt_of_as_the_api_does_it(tmp_path: Path) -> None:
+    class Formed(ByteTokenizer):
+        call_form = CallForm.BARE
+
+    tool = {"type": "function", "function": {"name": "clock"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    file = tmp_path / "request.json"
+
+    def prompt(tokenizer: ByteTokenizer, said: object) -> str:
+        file.write_text(said if isinstance(said, str) else json.dumps(said))
+        return bytes(_prompt_ids(tokenizer, file)).decode()
+
+    request = {"model": "x", "messages": messages, "tools": [tool], "seed": 5, "unheard_of": 1}
+    assert prompt(Formed(), request) == "tool: clock\nuser: Hi\n"
+    assert prompt(Formed(), {**request, "tool_choice": "none"}) == "user: Hi\n"
+    assert prompt(ByteTokenizer(), request).startswith("system: You can call these functions:")
+    assert prompt(Formed(), messages) == prompt(ByteTokenizer(), messages) == "user: Hi\n"
+    assert prompt(Formed(), "Hi") == "user: Hi\n"
+    assert prompt(Formed(), '{"a": 1}') == 'user: {"a": 1}\n'
+    with pytest.raises(OctoError, match="role"):
+        prompt(Formed(), [{"role": "root", "content": "Hi"}])
 
 
 def test_verifying_touches_no_data_folder(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
