@@ -122,6 +122,10 @@ def test_each_familys_template_tells_tools_calls_and_results(template: str, told
     assert "Weather?" in without
 
 
+def test_no_tools_at_all_are_none_as_hugging_face_has_it() -> None:
+    assert ChatTemplate("{{ tools is none }}").render([{"role": "user", "content": "Hi"}]) == "True"
+
+
 def test_a_template_that_takes_no_tools_gets_what_it_always_got() -> None:
     """The very ids: receipts of such chats are checked against them."""
     ids = tokenizer_with(WITHOUT).render((ChatMessage(role="user", content="Hi", name="Zoe"),))
