@@ -66,7 +66,8 @@ def test_a_folder_that_is_still_being_written_to_goes_too(tmp_path: Path) -> Non
         "made, until = 0, None\n"
         "while until is None or time.monotonic() < until:\n"
         " with contextlib.suppress(OSError): os.mkdir(f'{sys.argv[1]}/chain/{time.monotonic_ns()}'); made += 1\n"
-        " if made == 200: until = until or time.monotonic() + 0.5"
+        " if made == 200: until = until or time.monotonic() + 0.5\n"
+        " time.sleep(0.001)"  # some hundred folders: a busy disk has the patience for them
     )
     process = subprocess.Popen([sys.executable, "-c", writing, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
