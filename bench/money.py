@@ -15,7 +15,7 @@ import aiohttp
 import structlog
 
 from bench import gas, vouchers
-from bench.path import stream_through
+from bench.path import TEXTS, stream_through
 from bench.rows import Row, as_dicts, compared
 from node.devnet import Devnet, Plan, open_devnet
 
@@ -34,7 +34,7 @@ async def _rails() -> Row:
     ledger: list[float] = []
 
     async def measure(devnet: Devnet) -> float:
-        _, tokens_per_s = await stream_through(session, devnet)
+        _, tokens_per_s = await stream_through(session, devnet, TEXTS[0])
         return tokens_per_s
 
     async with (

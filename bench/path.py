@@ -1,8 +1,9 @@
 """A streamed answer through gateway, mesh, engine and back, against the engine alone.
 
 A devnet of separate processes (one provider with one worker, one gateway) and a second engine in this
-process, the same file and prompt, greedy; they take turns, so both meet the same noise. First token: from
-the request to the first text. Tokens per second: from the first to the last token.
+process, the same file and prompts, greedy; they take turns, so both meet the same noise. No prompt is asked twice; what
+the chat template puts before them both know. First token: from the request to the first text. Tokens per second: from
+the first to the last token.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from bench.ours import open_ours
+from bench.prompts import KINDS
 from bench.rivals import MODEL
 from bench.rows import as_dicts, compared
 from inference.engines.batched import BatchedEngine
@@ -26,7 +28,7 @@ from market.ports import Job
 from market.task import ChatMessage, Sampling, TaskId
 from node.devnet import Devnet, Plan, open_devnet
 
-PROMPT = "Write a short story about a dog who finds a lighthouse."
+TEXTS = [f"{kind.capitalize()}: write a short story about a dog who finds a lighthouse." for kind in KINDS]
 MAX_TOKENS = 192
 RUNS = 15
 FIRST_TOKEN_MS = 15.0
@@ -40,14 +42,6 @@ def run() -> list[dict[str, Any]]:
 async def _run() -> list[dict[str, Any]]:
     inside = read_gguf_tokenizer(MODEL)
     tokenizer = ModelTokenizer(inside.tokenizer_json, inside.chat_template, inside.tokens)
-    prompt = tokenizer.render([ChatMessage(role="user", content=PROMPT)])
-    job = Job(
-        task=TaskId(bytes(32)),
-        prompt=prompt,
-        sampling=Sampling(seed=bytes(32), temperature_micro=0),
-        max_tokens=MAX_TOKENS,
-        end_tokens=tokenizer.end_tokens,
-    )
     ours: list[tuple[float, float]] = []
     alone: list[tuple[float, float]] = []
     plan = Plan(prices=(("0.1", "0.3"),), workers=1)
@@ -56,11 +50,10 @@ async def _run() -> list[dict[str, Any]]:
         open_ours(MODEL, workers=1, streams=16, context=2048) as engine,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
     ):
-        await stream_through(session, devnet)
-        await _alone(engine, job)
-        for _ in range(RUNS):
-            ours.append(await stream_through(session, devnet))
-            alone.append(await _alone(engine, job))
+        for text in TEXTS[: RUNS + 1]:
+            ours.append(await stream_through(session, devnet, text))
+            alone.append(await _alone(engine, tokenizer, text))
+    del ours[0], alone[0]  # they warmed up
     rival = "our engine alone"
     first = compared("path_first_token_ms", "ms", [a for a, _ in ours], [a for a, _ in alone], rival)
     added_ms = statistics.median(mine - theirs for (mine, _), (theirs, _) in zip(ours, alone, strict=True))
@@ -69,11 +62,11 @@ async def _run() -> list[dict[str, Any]]:
     return as_dicts([first, rate])
 
 
-async def stream_through(session: aiohttp.ClientSession, devnet: Devnet) -> tuple[float, float]:
+async def stream_through(session: aiohttp.ClientSession, devnet: Devnet, text: str) -> tuple[float, float]:
     """(milliseconds to the first text, tokens per second after it), as a client of the gateway sees them."""
     body = {
         "model": devnet.model,
-        "messages": [{"role": "user", "content": PROMPT}],
+        "messages": [{"role": "user", "content": text}],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
         "stream": True,
@@ -97,9 +90,17 @@ async def stream_through(session: aiohttp.ClientSession, devnet: Devnet) -> tupl
     return (first - started) * 1000, (tokens - 1) / (last - first)
 
 
-async def _alone(engine: BatchedEngine, job: Job) -> tuple[float, float]:
+async def _alone(engine: BatchedEngine, tokenizer: ModelTokenizer, text: str) -> tuple[float, float]:
     first = last = 0.0
     tokens = 0
+    job = Job(
+        task=TaskId(bytes(32)),
+        prompt=tokenizer.render([ChatMessage(role="user", content=text)]),
+        sampling=Sampling(seed=bytes(32), temperature_micro=0),
+        max_tokens=MAX_TOKENS,
+        end_tokens=tokenizer.end_tokens,
+        scope="bench",
+    )
     started = time.perf_counter()
     async for generated in engine.generate(job):
         if generated.tokens:

@@ -103,9 +103,17 @@ async def _arrivals(engine: BatchedEngine, work: Job) -> AsyncGenerator[float]:
 
 
 async def _chunk_ms(engine: BatchedEngine, salt: int) -> float:
-    """Of the last three chunks of the long prompt: the more it has read, the longer a chunk takes."""
-    whole = await _ttft(engine, _job(LONG, salt=salt))
-    return 1000 * (whole - await _ttft(engine, _job(LONG - 3 * CHUNK, salt=salt + 500))) / 3
+    """Of the last three whole chunks of the long prompt: the more it has read, the longer a chunk takes. What is known
+    of a prompt already is not read again, which tells three chunks from the whole."""
+    long, whole = replace(_job(LONG, salt=salt), scope="chunks"), LONG // CHUNK * CHUNK
+    await _ttft(engine, long)
+
+    async def new(chunks: int) -> float:
+        known = whole - chunks * CHUNK
+        other = _job(LONG - known, salt=salt + 500 + chunks).prompt
+        return await _ttft(engine, replace(long, prompt=(*long.prompt[:known], *other)))
+
+    return 1000 * (await new(4) - await new(1)) / 3
 
 
 async def _added_gap_ms(engine: BatchedEngine, salt: int) -> float:
