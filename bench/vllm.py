@@ -124,6 +124,7 @@ def _job(prompt: tuple[int, ...]) -> Job:
         sampling=Sampling(seed=bytes(32), temperature_micro=0),
         max_tokens=MAX_TOKENS,
         end_tokens=END_TOKENS,
+        scope="bench",
     )
 
 
