@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from market.tools import CallForm
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
-
-
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -62,10 +60,10 @@ class ToolForm:
         return options[0] if len(options) == 1 else {"anyOf": options}
 
 
-_TAGS = {"opening": CALL_OPEN, "closing": CALL_CLOSE, "bare": "{", "between": ""}
+_TAGGED = ToolForm(by_template=True, opening=CALL_OPEN, closing=CALL_CLOSE, bare="{", between="")
 FORMS: Mapping[CallForm, ToolForm] = {
-    CallForm.PLAIN: ToolForm(by_template=False, **_TAGS),  # type: ignore[arg-type]  # a dict of texts
-    CallForm.TAGGED: ToolForm(by_template=True, **_TAGS),  # type: ignore[arg-type]
+    CallForm.PLAIN: replace(_TAGGED, by_template=False),
+    CallForm.TAGGED: _TAGGED,
     CallForm.BARE: ToolForm(
         by_template=True, opening="<|python_tag|>", closing="", bare="{", between=";", arguments="parameters"
     ),

@@ -16,8 +16,8 @@ from inference.grammar import as_gbnf
 from market.testing import ByteTokenizer
 from market.tools import CallForm, Tool, ToolCall
 from node.api.openai_tools import Function, Toolbox
-from node.api.tool_calls import Arguments, CallReader, Head
 from node.api.tool_forms import FORMS
+from tests.node.api.call_kit import read_calls
 
 HELLO: Any = [{"role": "user", "content": "Weather in Oslo?"}]
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -181,21 +181,8 @@ async def test_one_call_only_where_calls_may_not_be_several(client: AsyncOpenAI,
 
 
 def read(form: CallForm, *pieces: str) -> list[Any]:
-    """Text joined, calls as (name, arguments)."""
     toolbox = Toolbox(functions=[Function(name="f"), Function(name="g")], must=False, parallel=True, form=FORMS[form])
-    reader = CallReader(toolbox)
-    said = [item for piece in pieces for item in reader.feed(piece)] + reader.end()
-    out: list[Any] = []
-    for item in said:
-        if isinstance(item, Head):
-            out.append([item.name, ""])
-        elif isinstance(item, Arguments):
-            out[-1][1] += item.text
-        elif out and isinstance(out[-1], str):
-            out[-1] += item
-        else:
-            out.append(item)
-    return out
+    return read_calls(toolbox, pieces)
 
 
 F, G = ["f", '{"a": [1, "]}"]}'], ["g", "{}"]

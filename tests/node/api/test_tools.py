@@ -11,7 +11,8 @@ from openai import AsyncOpenAI
 
 from inference.grammar import as_gbnf
 from node.api.openai_tools import Function, Toolbox
-from node.api.tool_calls import Arguments, CallReader, Head
+from node.api.tool_calls import CallReader
+from tests.node.api.call_kit import read_calls
 
 HELLO: Any = [{"role": "user", "content": "Weather in Oslo?"}]
 CITY = {"type": "object", "properties": {"city": {"$ref": "#/$defs/city"}}, "$defs": {"city": {"type": "string"}}}
@@ -200,20 +201,7 @@ TOOLBOX = Toolbox(functions=[Function(name="f"), Function(name="g")], must=False
 
 
 def read(*pieces: str) -> list[Any]:
-    """Text joined, calls as (name, arguments)."""
-    reader = CallReader(TOOLBOX)
-    said = [item for piece in pieces for item in reader.feed(piece)] + reader.end()
-    out: list[Any] = []
-    for item in said:
-        if isinstance(item, Head):
-            out.append([item.name, ""])
-        elif isinstance(item, Arguments):
-            out[-1][1] += item.text
-        elif out and isinstance(out[-1], str):
-            out[-1] += item
-        else:
-            out.append(item)
-    return out
+    return read_calls(TOOLBOX, pieces)
 
 
 @pytest.mark.parametrize(
